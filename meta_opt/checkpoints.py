@@ -1,4 +1,4 @@
-"""Checkpoints of a run, on Orbax: whole or absent, verified, restored onto any layout.
+"""Checkpoints of a run with Orbax: atomic, verified, restored to any sharding.
 
 A checkpoint has two parts: ``state``, a pytree of arrays, and ``host``, a JSON value
 (the data iterator's state, counters). Beside Orbax's own files stands a manifest with
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _STATE, _HOST, _METRICS = "state", "host", "metrics"
 _MANIFESTS, _DAMAGED = "manifests", "damaged"
 _DESCRIPTION = "_CHECKPOINT_METADATA"
-"""Orbax's, of each checkpoint."""
+"""Orbax's metadata file of each checkpoint."""
 
 
 class CheckpointMismatchError(ValueError):
@@ -38,7 +38,7 @@ class CheckpointMismatchError(ValueError):
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint could not be written; names the newest that is whole."""
+    """A checkpoint could not be written; the message names the newest intact one."""
 
 
 class Restored(NamedTuple):
@@ -53,14 +53,14 @@ class Checkpoints:
     """Saves and restores checkpoints in one directory.
 
     Opening the directory verifies what is in it. Damaged checkpoints are moved to
-    ``damaged/`` and named in a warning; those whose writing was cut off are removed.
+    ``damaged/`` with a warning; incomplete ones are removed.
 
     Args:
-        directory: created if needed.
-        keep_latest: how many of the newest to keep; two or more leave one to fall back
-            on.
-        keep_best: how many of the best by ``metric`` to keep beside them.
-        mode: "min" or "max", what is best.
+        directory: directory of the checkpoints, created if needed.
+        keep_latest: number of newest checkpoints to keep; two or more provide a
+            fallback.
+        keep_best: number of best checkpoints by ``metric`` to keep in addition.
+        mode: whether the best metric is the "min" or the "max".
 
     Raises:
         ValueError: if a count or the mode is out of range, or ``directory`` is a URL.
@@ -98,7 +98,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._set_damaged_aside()
             self._remove_damaged_descriptions()
-        barrier()  # The others look for checkpoints when that is done.
+        barrier()  # Other processes list checkpoints only after this.
         keep: list[Any] = [policy.LatestN(keep_latest)]
         if keep_best:
             keep.append(policy.BestN(get_metric_fn=self._score, n=keep_best))
@@ -115,11 +115,11 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Returns the steps of the checkpoints there are, ascending."""
+        """Returns the steps of the existing checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """Returns the step with the best metric, or None where none has a metric."""
+        """Returns the step with the best metric, or None if there is no metric."""
         metrics = {step: self._manager.metrics(step) for step in self.steps()}
         known = [step for step in metrics if (metrics[step] or {}).get("best")]
         return max(known, key=lambda step: self._score(metrics[step]), default=None)
@@ -127,15 +127,15 @@ class Checkpoints:
     def save(
         self, step: int, state: PyTree, host: Any, *, metric: float | None = None
     ) -> None:
-        """Saves a checkpoint; the files are written while the caller continues.
+        """Saves a checkpoint; files are written asynchronously.
 
         The arrays are copied before this returns, so they may be donated.
 
         Args:
-            step: its number; saving a step that is there already does nothing.
-            state: pytree of arrays, typed PRNG keys among them.
+            step: step of the checkpoint; saving an existing step does nothing.
+            state: pytree of arrays, possibly including typed PRNG keys.
             host: a JSON value.
-            metric: what ``keep_best`` ranks by; None ranks last.
+            metric: metric for ``keep_best``; None ranks last.
 
         Raises:
             CheckpointWriteError: if this save or the previous one fails.
@@ -147,7 +147,7 @@ class Checkpoints:
         self._saving_step = step
         arrays = {k: v for k, v in leaves_by_path(state).items() if v.size}
         layout = {key: _describe(leaf) for key, leaf in leaves_by_path(state).items()}
-        # A copy: it is written later, when the caller's may have changed.
+        # A copy, since it is written later, when the caller's may have changed.
         host = plain_json(host)
         finite = metric is not None and math.isfinite(metric)
         with self._writing():
@@ -163,13 +163,12 @@ class Checkpoints:
     def restore(self, template: PyTree, step: int | None = None) -> Restored | None:
         """Restores a checkpoint.
 
-        A checkpoint that cannot be read is set aside, and the one before it is taken.
+        An unreadable checkpoint is moved aside, and the previous one is used.
 
         Args:
             template: pytree of arrays or ``jax.ShapeDtypeStruct`` of the state; where
                 a leaf has a sharding, the array is restored onto it.
-            step: which one; default the newest. With a step given there is no falling
-                back.
+            step: step to restore, without fallback; by default the newest.
 
         Returns:
             Step, state and host value; None if the directory has no checkpoint.
@@ -177,7 +176,7 @@ class Checkpoints:
         Raises:
             CheckpointMismatchError: if the template has other leaves, shapes or dtypes
                 than the checkpoint; names the first few.
-            ValueError: if ``step`` is not there.
+            ValueError: if there is no checkpoint of ``step``.
         """
         self.wait()
         if step is not None and step not in self.steps():
@@ -202,7 +201,7 @@ class Checkpoints:
 
     def _restore(self, template: PyTree, step: int) -> Restored:
         args = self._ocp.args
-        # Host first: it has the layout, and a mismatch should not read as damage.
+        # Host value first: it has the layout, and a mismatch must not count as damage.
         saved = self._manager.restore(
             step, args=args.Composite(host=args.JsonRestore())
         ).host
@@ -252,7 +251,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Names step and folder, and what is left, where a save fails."""
+        """Converts errors of a save to one that names step and folder."""
         try:
             yield
         except Exception as error:
@@ -272,7 +271,7 @@ class Checkpoints:
         return self._sign * values[0] if values else -math.inf
 
     def _write_manifest(self) -> None:
-        """Records the hashes of the checkpoint that is about to be committed."""
+        """Records the hashes of the checkpoint before it is committed."""
         step = self._saving_step
         if jax.process_index() != 0 or step is None:
             return
@@ -297,7 +296,7 @@ class Checkpoints:
         for step in _steps(self._directory):
             manifest = self._directory / _MANIFESTS / f"{step}.json"
             if not manifest.exists():
-                continue  # Orbax knows whether it was ever committed.
+                continue  # Orbax decides whether it was committed.
             try:
                 problem = _find_damage(self._directory / str(step), read_json(manifest))
             except ValueError as error:
@@ -329,7 +328,7 @@ class Checkpoints:
     def _set_aside(
         self, step: int, problem: str, damaged: Collection[int] = ()
     ) -> None:
-        """Moves a damaged checkpoint out of the way and says so."""
+        """Moves a damaged checkpoint aside and logs a warning."""
         target = self._directory / _DAMAGED / str(step)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
@@ -349,7 +348,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _left(directory: Path, damaged: Collection[int] = ()) -> str:
-    """What a run can resume from, in words."""
+    """Describes which checkpoint a run can resume from."""
     steps = [step for step in _steps(directory) if step not in damaged]
     if not steps:
         return "there is no other one: the run starts from scratch"
@@ -368,7 +367,7 @@ def _empty(leaf: Any) -> jax.Array:
 
 
 def _check_layout(saved: dict[str, str], leaves: dict[str, Any], where: Path) -> None:
-    """Compares the leaves of a checkpoint with those that are wanted."""
+    """Compares the leaves of a checkpoint with those of the template."""
     wanted = {key: _describe(leaf) for key, leaf in leaves.items()}
     differences = [
         f"{key}: {saved.get(key, 'absent')} in the checkpoint, "

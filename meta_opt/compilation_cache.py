@@ -1,6 +1,6 @@
-"""Compiled programs in the user's cache folder, so that later calls need not compile.
+"""Persistent compilation cache in the user's cache folder.
 
-The compiled step of the learned optimizer takes longer than many a short run.
+Compiling the step of the learned optimizer can take longer than a short run.
 """
 
 import logging
@@ -13,9 +13,9 @@ import jax
 _log = logging.getLogger(__name__)
 
 VARIABLE = "META_OPT_CACHE_DIR"
-"""Names the folder; set to nothing, no program is stored."""
+"""Environment variable of the folder; empty to disable the cache."""
 MAX_BYTES = 2**30
-"""Of all stored programs; beyond it JAX removes those that were not used longest."""
+"""Largest size of the cache; beyond it JAX evicts the least recently used programs."""
 _MIN_SECONDS = 0.2
 """Compilation time below which a program is not stored."""
 
@@ -25,7 +25,7 @@ def cache_folder() -> Path | None:
 
     Returns:
         ``$META_OPT_CACHE_DIR``, else ``meta_opt/compiled`` in ``$XDG_CACHE_HOME`` or
-        ``~/.cache``; None where ``$META_OPT_CACHE_DIR`` is set and empty.
+        ``~/.cache``; None if ``$META_OPT_CACHE_DIR`` is set and empty.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
@@ -37,12 +37,12 @@ def cache_folder() -> Path | None:
 def use_compilation_cache() -> Path | None:
     """Turns on JAX's persistent compilation cache for the rest of the process.
 
-    JAX's own settings come first: a process that has a cache already, or has caching
-    disabled, is left as it is. Stored programs are code that later processes run, so
-    a folder that is created here is open to its owner only.
+    JAX's own settings have precedence: a process that already has a cache, or has
+    disabled it, is not changed. Stored programs are code that later processes run, so a
+    folder that is created here is open to its owner only.
 
     Returns:
-        The folder that is used now; None for none.
+        The folder in use; None for none.
     """
     config: Any = jax.config  # Its settings have no types.
     if config.jax_compilation_cache_dir is not None:

@@ -1,10 +1,10 @@
-"""One-line messages for errors that the user has to fix, or the machine's owner."""
+"""One-line messages for errors that the user or an administrator can fix."""
 
 import errno
 import re
 
 _LOST = re.compile("NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Cc]onnection")
-"""What XLA says of collectives whose other side is gone."""
+"""Substrings of XLA's errors for collectives that lost their peer."""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -19,11 +19,11 @@ _REMEDIES = {
 
 
 def message_of(error: BaseException, resumes: bool = True) -> str | None:
-    """One line that says what is wrong and what to do; None for a defect of the code.
+    """A one-line message with the problem and its remedy; None for bugs.
 
     Args:
-        error: that ended a command.
-        resumes: whether the same command resumes from what was saved.
+        error: exception that ended a command.
+        resumes: whether rerunning the command resumes from the saved state.
 
     >>> message_of(ValueError("no such task"))
     'no such task'
@@ -39,7 +39,7 @@ def message_of(error: BaseException, resumes: bool = True) -> str | None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}: {_REMEDIES[error.errno]}{rerun}"
     if isinstance(error, OSError):
-        # Of the network, or of a disk: no traceback into this code explains it.
+        # Errors of network or disk, which a traceback does not explain.
         return f"{error}; fix this{rerun}"
     if isinstance(error, MemoryError) or _out_of_memory(error):
         asked = " ".join(str(error).split())[:200]
@@ -51,10 +51,10 @@ def message_of(error: BaseException, resumes: bool = True) -> str | None:
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Whether a collective failed, which happens where another process is gone.
+    """Whether a collective failed, which happens if another process is lost.
 
     Args:
-        error: of a run of several processes.
+        error: exception of a multi-process run.
 
     >>> connection_lost(ValueError("UNKNOWN: Gloo AllGather failed: Read error"))
     True

@@ -1,8 +1,9 @@
-"""What a Hugging Face folder says about how pictures become the input of its model.
+"""Image preprocessing settings of Hugging Face folders.
 
-Transformers resizes, takes the middle, rescales and normalises, each if the settings
-say so. Here the channels are part of the model and sizes are the data's, so this is
-read for both. Every setting is applied, known to have no effect, or refused by name.
+Transformers resizes, centre-crops, rescales and normalises, depending on the settings.
+Here normalisation is part of the model and resizing part of the data pipeline, so these
+settings are used by both. Every setting is applied, known to have no effect, or
+rejected by name.
 
 The settings are those of CLIP's, SigLIP's and ConvNeXt's image processors (ResNet's is
 ConvNeXt's). They are in
@@ -35,7 +36,7 @@ _APPLIED = (
     "image_mean",
     "image_std",
 )
-# Pictures are RGB in any case; the others are of code around the arithmetic.
+# Images are always RGB; the others do not affect the result.
 _WITHOUT_EFFECT = (
     "_name_or_path",
     "_valid_processor_keys",
@@ -57,22 +58,22 @@ _KINDS = {
     f"{kind}{end}": kind for kind in ("CLIP", "Siglip", "ConvNext") for end in _ENDINGS
 }
 _CROP_PCT, _NO_CROP = 0.875, 384
-"""Of ConvNeXt: the share of the shorter side that is kept, below so many pixels."""
+"""ConvNeXt's default crop ratio, and the size below which images are cropped."""
 _MAX_PIXEL = 255
 MAX_SIDE = 2**14
-"""The most pixels a side that pictures are resized to."""
+"""Largest side in pixels that images are resized to."""
 
 Channels = tuple[float, ...]
 
 
 class Geometry(NamedTuple):
-    """How a picture of any size becomes a square.
+    """Resizing of images to squares.
 
     Attributes:
-        crop: whether its shorter side is resized, and the middle of the longer one
-            taken; else it is stretched to a square.
-        resized: side in pixels before the middle of the model's size is taken.
-        resample: number of the filter, as Pillow counts them.
+        crop: whether to resize the shorter side and centre-crop; otherwise the image is
+            stretched to a square.
+        resized: side in pixels before the centre crop to the model's size.
+        resample: Pillow's number of the filter.
     """
 
     crop: bool
@@ -82,18 +83,18 @@ class Geometry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessor:
-    """Settings of an image processor; without any, the defaults are the model's.
+    """Settings of an image processor; defaults are those of the model.
 
     Attributes:
-        settings: as they are in the file.
-        file: that they are from, for messages.
+        settings: settings of the file.
+        file: path of the file, for messages.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     file: str = _OWN_FILE
 
     def __post_init__(self) -> None:
-        """Raises ValueError for settings that are not known, or no settings."""
+        """Raises ValueError for unknown or invalid settings."""
         for name, value in self.settings.items():
             if name not in (*_APPLIED, *_WITHOUT_EFFECT) and value is not None:
                 raise self._error(
@@ -110,18 +111,18 @@ class ImageProcessor:
             raise self._error("do_pad", "is not applied here; set it to false")
 
     def channels(self, mean: Channels, std: Channels) -> tuple[Channels, Channels]:
-        """The mean and deviation that normalise pixels in [0, 1] the same way.
+        """Mean and deviation of the equivalent normalisation of pixels in [0, 1].
 
         With f = ``rescale_factor``, or 1 without rescaling, Transformers computes
         (f x - mean) / std of pixels x in 0..255, which is (x / 255 - mean / 255f) /
         (std / 255f).
 
         Args:
-            mean: of the channels, where the file does not say; of f x.
-            std: of the channels, where the file does not say; of f x.
+            mean: default mean of the channels of f x.
+            std: default standard deviation of the channels of f x.
 
         Raises:
-            ValueError: numbers that are none, or that do not fit the range of f x.
+            ValueError: invalid numbers, or numbers outside of the range of f x.
         """
         unit = 1.0
         if self._get("do_rescale", True):
@@ -129,7 +130,7 @@ class ImageProcessor:
             if not is_number(factor) or factor <= 0:
                 raise self._error("rescale_factor", "must be a number above 0")
             unit = factor * _MAX_PIXEL
-            # Written in decimals, 1 / 255 is not always 1 / 255.
+            # Snap to 1, since decimals of 1 / 255 may differ in the last digits.
             unit = 1.0 if math.isclose(unit, 1, rel_tol=1e-6) else unit
         else:
             unit = float(_MAX_PIXEL)
@@ -147,16 +148,16 @@ class ImageProcessor:
         return tuple(m / unit for m in means), tuple(s / unit for s in stds)
 
     def geometry(self, size: int, crop: bool, *, adapt: bool = False) -> Geometry:
-        """How pictures become ``size`` pixels a side.
+        """The resizing of images to ``size`` x ``size`` pixels.
 
         Args:
-            size: that the model takes.
-            crop: whether pictures are cropped, as CLIP does, where the file does not
-                say.
-            adapt: whether sizes may be for another model, and are scaled to this one.
+            size: input size of the model.
+            crop: default for whether images are cropped, as in CLIP.
+            adapt: whether sizes may be those of another model, and are scaled to this
+                one.
 
         Raises:
-            ValueError: settings that give no square, or another than the model takes.
+            ValueError: settings that do not result in a square of the model's size.
         """
         if not self._get("do_resize", True):
             raise self._error(
@@ -186,7 +187,7 @@ class ImageProcessor:
         return Geometry(by_shorter, resized, resample)
 
     def _convnext(self, size: int, adapt: bool) -> Geometry:
-        """`geometry` by ConvNeXt's rules: below 384 pixels cropped, else stretched."""
+        """`geometry` by ConvNeXt's rules: cropped below 384 pixels, else stretched."""
         given = self._get("size", {"shortest_edge": _NO_CROP})
         edge = given
         if isinstance(given, Mapping):
@@ -207,7 +208,7 @@ class ImageProcessor:
         return Geometry(True, self._side("crop_pct", int(size / share)), resample)
 
     def _size(self, is_clip: bool) -> tuple[int | None, bool]:
-        """What pictures are resized to, and whether it is their shorter side."""
+        """Size to resize images to, and whether it is that of the shorter side."""
         given = self._get("size", None)
         if given is None:
             return None, is_clip
@@ -246,7 +247,7 @@ class ImageProcessor:
         return tuple(map(float, values))
 
     def _get(self, name: str, default: Any) -> Any:
-        """A setting; null stands for the default, as in Transformers."""
+        """Returns a setting; null stands for the default, as in Transformers."""
         value = self.settings.get(name)
         return default if value is None else value
 
@@ -271,7 +272,7 @@ def read_image_processor(folder: str | os.PathLike) -> ImageProcessor:
 
 
 def _set(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that are null."""
+    """Removes settings that are null."""
     return {name: value for name, value in given.items() if value is not None}
 
 

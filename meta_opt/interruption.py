@@ -27,12 +27,12 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
     def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, int]]:
-        """Arguments to pickle it with, to pass it between processes."""
+        """Arguments for pickling, to pass it between processes."""
         return type(self), (self.signum, self.step)
 
 
 class Signals:
-    """Remembers the first SIGINT or SIGTERM; the second ends the process.
+    """Records the first SIGINT or SIGTERM; the second one ends the process.
 
     Attributes:
         received: the first signal, or None.
@@ -51,7 +51,7 @@ class Signals:
                 self._previous[signum] = signal.signal(signum, self._handle)
 
     def restore(self) -> None:
-        """Restores the former handlers."""
+        """Restores the previous handlers."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
@@ -70,7 +70,7 @@ class Signals:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Signals]:
-    """Handles SIGINT and SIGTERM for the length of a ``with`` block."""
+    """Handles SIGINT and SIGTERM during a ``with`` block."""
     signals = Signals()
     signals.install()
     try:

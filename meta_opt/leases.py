@@ -1,9 +1,9 @@
-"""Leases on pieces of work, for processes on many machines that share a folder.
+"""Leases on work items, for processes on many machines that share a folder.
 
-A lease is a file that its owner touches again and again (Gray & Cheriton 1989). One
-that has not been touched for a while has lost its owner, and whoever comes next takes
-the work. Ages are differences of times that the file system wrote, so that the clocks
-of the machines need not agree; its own clock must run on.
+A lease is a file that its owner touches periodically (Gray & Cheriton 1989). If it has
+not been touched for some time, its owner is considered dead and another process may
+take over the work. Ages are differences of the file system's timestamps, so that the
+machines' clocks need not be synchronised; the file system's clock must be monotonic.
 """
 
 import json
@@ -23,25 +23,25 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 EXPIRY_SECONDS = 60.0
-"""Age at which a lease has lost its owner, unless another is given."""
+"""Default age at which a lease expires."""
 _BEATS = 6
-"""How often a lease is touched, in the time in which it would expire."""
+"""Number of renewals of a lease within its expiry time."""
 _POLLS = 10
-"""How often work that others hold is looked at in that time."""
+"""Number of checks of others' leases within the expiry time."""
 _SEPARATOR = "@"
 
 
 class LeaseLostError(RuntimeError):
-    """Another process has taken the work: its result must not be written."""
+    """Another process has taken over the work: the result must not be written."""
 
 
 class Lease:
-    """The right to do a piece of work, until it is released or lost.
+    """The exclusive right to a work item, until it is released or lost.
 
-    A thread renews it. A ``with`` block releases it.
+    A thread renews it; leaving the ``with`` block releases it.
 
     Attributes:
-        expiry_seconds: age at which others take the work.
+        expiry_seconds: age at which others may take over the work.
     """
 
     def __init__(self, path: Path, expiry_seconds: float) -> None:
@@ -52,11 +52,11 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Renews the lease. What is written within its expiry is written alone.
+        """Renews the lease, so that writing is safe until it expires.
 
         Raises:
-            LeaseLostError: the lease had expired, since this process was stopped or its
-                disk out of reach, and another process has taken the work.
+            LeaseLostError: the lease had expired, since this process was suspended or
+                its disk unreachable, and another process has taken over the work.
         """
         try:
             os.utime(self._path)
@@ -73,7 +73,7 @@ class Lease:
                 os.utime(self._path)
             except FileNotFoundError:
                 return
-            except OSError as error:  # It may pass before the lease expires.
+            except OSError as error:  # The problem may be temporary.
                 _log.warning("%s cannot be renewed: %s", self._path, error)
 
     def __enter__(self) -> "Lease":
@@ -91,12 +91,12 @@ class Lease:
 
 
 class Leases:
-    """The leases of a folder that all processes see.
+    """The leases of a folder that all processes share.
 
     Args:
-        folder: created if needed.
-        expiry_seconds: age at which a lease has lost its owner; the same in all
-            processes. Longer than the shared folder is ever out of reach.
+        folder: shared folder, created if needed.
+        expiry_seconds: age at which a lease expires, the same in all processes. It must
+            exceed the longest time for which the shared folder is unreachable.
 
     Raises:
         ValueError: ``expiry_seconds`` is not positive.
@@ -121,17 +121,17 @@ class Leases:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, name: str) -> Lease | None:
-        """Takes a piece of work; None if another process, or thread, has it.
+        """Takes a work item; returns None if another process or thread has it.
 
-        A lease is a file of a name of its own. Each process creates its file before it
-        looks for others', so that of two that come at once at least one sees the other
-        and steps back, perhaps both: try again.
+        A lease is a file with a unique name. Each process creates its file before it
+        looks for others', so that of two concurrent processes at least one sees the
+        other and backs off, perhaps both: try again.
 
         Args:
-            name: of the work.
+            name: name of the work item.
 
         Raises:
-            ValueError: a name that no file can have.
+            ValueError: a name that is not valid for a file.
             OSError: the folder cannot be written to.
         """
         if not name or set(name) & {"/", "\0", _SEPARATOR} or name.startswith("."):
@@ -142,7 +142,9 @@ class Leases:
             json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
         try:
             now = _written(mine)
-        except FileNotFoundError:  # Stopped for so long that it has expired.
+        except (
+            FileNotFoundError
+        ):  # This process was suspended for so long that its lease has expired.
             return None
         others = [
             self._folder / found
@@ -155,7 +157,7 @@ class Leases:
         return None
 
     def held(self, name: str) -> bool:
-        """Whether a process, this one too, has a piece of work."""
+        """Whether any process, including this one, has a work item."""
         lease = self.take(name)
         if lease is None:
             return True
@@ -163,10 +165,10 @@ class Leases:
             return False
 
     def _removed_as_expired(self, path: Path, now: float) -> bool:
-        """Removes a lease that has expired; its owner cannot renew it any more.
+        """Removes an expired lease, so that its owner can no longer renew it.
 
-        It is moved out of its owner's reach before it is looked at again: its owner may
-        have renewed it in between, and then it is given back.
+        The file is renamed before its age is checked again: if its owner has renewed it
+        in between, it is restored.
         """
         moved = path.with_name(f".{path.name}")
         try:
@@ -176,15 +178,17 @@ class Leases:
             if now - _written(moved) <= self.expiry_seconds:
                 moved.rename(path)
                 return False
-        except FileNotFoundError:  # Released, or another process was first.
+        except (
+            FileNotFoundError
+        ):  # The lease was released, or another process was faster.
             return True
         moved.unlink(missing_ok=True)
         return True
 
 
 def _written(path: Path) -> float:
-    """When a file was last touched, seconds by its file system's clock."""
-    # NFS may answer `stat` from memory; opening a file asks the server.
+    """Modification time of a file in seconds of its file system's clock."""
+    # NFS may answer `stat` from its cache; opening a file asks the server.
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_mtime
 
@@ -196,18 +200,18 @@ def share(
     leases: Leases | None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Does every piece of work that no other process does; returns when all are done.
+    """Processes all work items that no other process does; returns when all are done.
 
-    At the end this process has had each piece in its hands, most of them when another
-    had done it. A piece whose process died is taken when its lease has expired.
+    ``work`` is called for every item, also for those that another process has done.
+    Items of dead processes are taken over when their leases expire.
 
     Args:
-        cells: pieces of work, in the order in which they are tried.
-        name: of a piece, see `Leases.take`.
-        work: does a piece, or returns at once if it finds it done. It calls
-            `Lease.check` before it writes.
-        leases: of all that share the work; None if this process is alone.
-        stop: set by another thread if this one is to begin no more.
+        cells: work items, in the order in which they are tried.
+        name: function that returns the name of an item, see `Leases.take`.
+        work: function that processes an item, or returns immediately if it is done. It
+            calls `Lease.check` before it writes.
+        leases: leases of the processes that share the work; None for a single process.
+        stop: event that is set by another thread to begin no further items.
 
     Example:
         >>> share("ab", str, lambda cell, lease: print(cell), None)
@@ -234,6 +238,6 @@ def share(
                 _log.warning("%s", error)
                 held.append(cell)
         if leases is not None and len(held) == len(waiting):
-            # At random, so that processes do not step back from each other for ever.
+            # Random delay, so that processes do not back off from each other forever.
             stop.wait(leases.expiry_seconds / _POLLS * random.uniform(0.5, 1.5))
         waiting = held

@@ -1,6 +1,6 @@
-"""The axes of the device mesh by name, and those that code being traced may use.
+"""Names of the mesh axes, and the axes available while tracing.
 
-A mesh is in use under `jax.set_mesh`, as the training step is compiled.
+A mesh is in use under `jax.set_mesh`, for example while a training step is compiled.
 """
 
 import math
@@ -15,10 +15,10 @@ BATCH_AXES = ("fsdp", "data")
 
 
 def automatic_axes() -> dict[str, int]:
-    """Sizes of the axes in use that have several devices, laid out by the compiler.
+    """Sizes of the automatic axes (GSPMD) of the mesh in use with several devices.
 
-    None of a mesh whose shardings are explicit, nor of one that a surrounding
-    `jax.shard_map` has divided by hand.
+    Excludes explicit axes, and axes that are manual under a surrounding
+    `jax.shard_map`.
 
     >>> automatic_axes()
     {}
@@ -36,8 +36,8 @@ def shard_batch(x: jax.Array) -> jax.Array:
     """Constrains ``x`` [B, ...] to be sharded over the batch axes of the mesh in use.
 
     Applied to activations, so that the compiler gathers parameters (a layer at a time)
-    instead of laying activations out like the parameters. Without a mesh, or where the
-    axes do not divide B, ``x`` is returned unchanged.
+    instead of sharding activations like the parameters. Without a mesh, or if the axes
+    do not divide B, ``x`` is returned unchanged.
     """
     known = automatic_axes()
     axes = tuple(name for name in BATCH_AXES if name in known)

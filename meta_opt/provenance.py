@@ -1,7 +1,7 @@
-"""Where a stored result comes from: its configuration, code, versions and machine.
+"""Provenance of stored results: configuration, code, versions and machine.
 
-Whatever writes a result adds `provenance` to it. Records that are older than a field
-lack it, and nothing is filled in afterwards: `describe_provenance` says so.
+Every writer of results adds `provenance`. Older records may lack fields, which are not
+filled in afterwards: `describe_provenance` reports them as not recorded.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from meta_opt.run_log import describe_environment, settings_digest
 
 NOT_RECORDED = "not recorded"
 FIELDS = ("config", "revision", "versions", "machine")
-"""What `describe_provenance` gives."""
+"""Fields of `describe_provenance`."""
 
 
 def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of a record: ``digest`` of its settings, and ``environment``.
 
     Args:
-        settings: all that the result depends on, JSON values.
+        settings: all settings that the result depends on, as JSON values.
     """
     return {
         "digest": settings_digest(settings),
@@ -27,14 +27,14 @@ def provenance(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_provenance(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a record says of its origin, in words; `NOT_RECORDED` where it is silent.
+    """Describes a record's provenance; `NOT_RECORDED` for missing fields.
 
     Args:
-        record: of any study. Reports have the digest and the revision among their
+        record: record of any study. Reports have digest and revision in their
             ``facts``.
 
     Returns:
-        By each of `FIELDS`, a text.
+        A text for each of `FIELDS`.
 
     Example:
         >>> record = {"environment": {"git": "abc", "versions": {"jax": "0.10.2"}}}
@@ -46,7 +46,7 @@ def describe_provenance(record: Mapping[str, Any]) -> dict[str, str]:
     environment = record.get("environment") or {}
     facts = record.get("facts") or {}
     versions = environment.get("versions") or {}
-    # As one record that was measured by hand has it.
+    # The form of one record that was measured manually.
     if not versions and "jax" in environment:
         versions = {"jax": environment["jax"]}
     machine = [

@@ -1,18 +1,18 @@
-"""What a run leaves to read: metrics, its resolved configuration, its environment.
+"""Log files of a run: metrics, resolved configuration, environment.
 
 Layout of a run's directory:
 
-- ``metrics.jsonl``: one JSON object a line, ``{"step": 10, "train/loss": ...}``. Only
+- ``metrics.jsonl``: one JSON object per line, ``{"step": 10, "train/loss": ...}``. Only
   values that a rerun reproduces, so that an interrupted and resumed run leaves the same
   bytes as an unbroken one.
-- ``timing.jsonl``: the same with seconds in it.
-- ``actions.jsonl``: what was done about trouble, ``{"step": 10, "action": "roll back",
+- ``timing.jsonl``: the same for timings. - ``actions.jsonl``: recovery actions,
+``{"step": 10, "action": "roll back",
   "reason": ...}``.
-- ``tensorboard/``: both, as TensorBoard scalars.
-- ``ledger.json``: what training and test cost, an entry for each start
+- ``tensorboard/``: both, as TensorBoard scalars. - ``ledger.json``: cost of training
+and test, one entry per start
   (`meta_opt.finetuning.ledger`).
-- ``config.json``: the resolved configuration.
-- ``environment.json``: a list with one entry for each start: git revision, versions,
+- ``config.json``: the resolved configuration. - ``environment.json``: a list with one
+entry per start: git revision, versions,
   devices.
 """
 
@@ -48,8 +48,8 @@ class RunLog:
     Args:
         workdir: the run's directory, created if needed; None keeps everything in
             memory only.
-        resume_step: the step that the run continues from. Lines of later steps, and
-            a line torn by a kill, are dropped; None starts afresh.
+        resume_step: step that the run resumes from. Lines of later steps, and an
+            incomplete last line, are dropped; None starts a new log.
 
     Attributes:
         history: the records of ``metrics.jsonl``, those before a resume included.
@@ -97,7 +97,7 @@ class RunLog:
         self._append(TIMING, self.timing, step, seconds)
 
     def write_action(self, step: int, action: str, reason: str) -> None:
-        """Records something that was done at a step, and why."""
+        """Records a recovery action at a step, and its reason."""
         record = {"step": step, "action": action, "reason": reason}
         self.actions.append(record)
         if ACTIONS in self._files:
@@ -136,11 +136,11 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         path: ``metrics.jsonl`` or ``timing.jsonl``.
 
     Returns:
-        Its records in order; null (a non-finite value) becomes NaN. A last line that
-        a kill cut off is left out.
+        The records in order; null (a non-finite value) becomes NaN. An incomplete last
+        line is skipped.
 
     Raises:
-        ValueError: if another line is not JSON, or has no step; it is named.
+        ValueError: if another line is not JSON or has no step; the message names it.
     """
     *complete, torn = Path(path).read_bytes().split(b"\n")
     if torn:
@@ -177,10 +177,10 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that tell settings from others, in any order of keys.
+    """A hash of settings, 16 hexadecimal digits, independent of the order of keys.
 
     Args:
-        settings: nested mapping of JSON values; others are taken as text.
+        settings: nested mapping of JSON values; other values are converted to text.
 
     >>> settings_digest({"a": 1, "b": 2}) == settings_digest({"b": 2, "a": 1})
     True
@@ -192,12 +192,12 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], may_change: Sequence[str] = ()
 ) -> list[str]:
-    """Which settings differ, with both values.
+    """Lists settings that differ, with both values.
 
     Args:
         before: nested mapping of JSON values.
         now: another.
-        may_change: settings, or sections of them, that are not compared.
+        may_change: settings or sections that are not compared.
 
     >>> changed_settings({"loop": {"seed": 0}}, {"loop": {"seed": 1}, "mesh": 2})
     ['loop.seed: 0 -> 1', 'mesh: (absent) -> 2']
@@ -220,20 +220,20 @@ def write_config(
     resuming: bool,
     may_change: Sequence[str] = (),
 ) -> None:
-    """Writes the resolved configuration, or on resume checks that it is the same.
+    """Writes the resolved configuration, or checks on resume that it is the same.
 
-    Of several processes the first one writes.
+    In multi-process runs process 0 writes.
 
     Args:
         workdir: the run's directory.
         config: nested mapping of JSON values.
         resuming: whether the directory holds a checkpoint that the run resumes from.
-        may_change: settings, such as ``loop.log_every``, and whole sections that may
-            differ on resume. The file keeps those that the run was started with.
+        may_change: settings, such as ``loop.log_every``, and sections that may differ
+            on resume. The file keeps their original values.
 
     Raises:
-        ValueError: if the run resumes under other settings than it was started with;
-            names them with both values.
+        ValueError: if settings have changed since the start; the message has both
+            values.
     """
     import jax
 
@@ -289,7 +289,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's model, as Linux names it; elsewhere what Python knows of it."""
+    """The processor's model as reported by Linux, otherwise by Python."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -308,10 +308,10 @@ def write_environment(workdir: str | Path, step: int) -> None:
 
 
 def read_starts(workdir: str | Path) -> list[dict[str, Any]]:
-    """The entries of a run's environment.json, of each start; none without the file.
+    """The entries of a run's environment.json; empty if there is no file.
 
     Raises:
-        ValueError: a damaged file; it is named.
+        ValueError: a damaged file; the message names it.
     """
     path = Path(workdir) / "environment.json"
     starts = read_json_value(path) if path.exists() else []
@@ -342,16 +342,16 @@ def _git_revision(folder: Path) -> str | None:
 def progress_bar(
     total: int, *, start: int = 0, label: str = "", show: bool = True
 ) -> Any:
-    """Returns a tqdm bar on stderr, silent where stderr is not a terminal.
+    """Returns a tqdm bar on stderr, disabled if stderr is not a terminal.
 
     Args:
         total: number of steps of the whole run.
-        start: the step that a resumed run continues from.
+        start: step that a resumed run continues from.
         label: text before the bar.
-        show: False for no bar at all.
+        show: whether to show the bar.
     """
     from tqdm import tqdm
 
-    # None: tqdm finds out by itself whether stderr is a terminal.
+    # With None, tqdm detects whether stderr is a terminal.
     quiet = None if show else True
     return tqdm(total=total, initial=start, desc=label, disable=quiet, unit="step")

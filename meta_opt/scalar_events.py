@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, written by the thread that has them."""
+"""TensorBoard scalars, written synchronously."""
 
 import os
 import time
@@ -8,16 +8,15 @@ from typing import Any
 
 
 class ScalarEvents:
-    """Appends scalars to an event file of its own.
+    """Appends scalars to a new event file.
 
-    `tensorboardX.SummaryWriter` hands them to a thread, which dies of a full disk or of
-    a clock that is set back by weeks. Then its queue fills up, and training stands
-    still.
+    `tensorboardX.SummaryWriter` writes in a thread, which dies if the disk is full or
+    the clock is set back by weeks. Its queue then fills up, and training hangs.
 
     Args:
-        folder: created if needed.
-        first_step: TensorBoard hides what earlier event files of the folder have of
-            this step and later ones.
+        folder: folder of the event file, created if needed.
+        first_step: TensorBoard hides values of this and later steps in earlier event
+            files of the folder.
 
     Raises:
         OSError: the file cannot be written.
@@ -34,7 +33,8 @@ class ScalarEvents:
         from tensorboardX.proto import event_pb2
 
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # Its name has the second: two processes may start in the same one.
+        # The name has only the second, in which two processes may start, so add the
+        # pid.
         self._writer = EventsWriter(str(Path(folder) / "events"), f".{os.getpid()}")
         self._protos = event_pb2
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

@@ -1,7 +1,7 @@
-"""Safetensors files; what is wrong is said with the file.
+"""Reading and writing of safetensors files, with errors that name the file.
 
-The format has no code in it. Its reader checks that the header is no longer than the
-file and that the tensors fill it, so that no size is taken on trust.
+The format contains no code. Its reader checks that the header fits into the file and
+that the tensors fill it, so that no size is trusted.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ from meta_opt.types import write_atomic
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> str:
-    """Writes tensors by name, whole or not at all.
+    """Writes tensors by name, atomically.
 
     Args:
-        path: the file; its folder is created if needed.
-        tensors: C-contiguous, of types that NumPy has.
+        path: path of the file; its folder is created if needed.
+        tensors: C-contiguous arrays of NumPy dtypes.
 
     Returns:
-        The SHA-256 of the file, to be listed in the settings beside it.
+        The SHA-256 of the file, to be recorded in the settings beside it.
     """
-    # Here, as `import meta_opt` needs none of it.
+    # Imported here, since `import meta_opt` does not need it.
     import safetensors.numpy
 
     data = safetensors.numpy.save(dict(tensors))
@@ -39,17 +39,17 @@ def read_tensors(
     listed_in: str = "",
     remedy: str = "fetch it again",
 ) -> dict[str, np.ndarray]:
-    """The tensors of a file, by name.
+    """Reads the tensors of a file by name.
 
     Args:
         path: the file.
-        sha256: of the file, as its settings list it; None leaves it unchecked.
-        listed_in: the settings, for errors.
-        remedy: what to do about a file with another SHA-256, for errors.
+        sha256: expected SHA-256 of the file; None disables the check.
+        listed_in: file that lists the SHA-256, for error messages.
+        remedy: advice for a file with another SHA-256, for error messages.
 
     Raises:
-        ValueError: a file with another SHA-256, or see `parse_tensors`.
-        OSError: a file that is not there or cannot be read.
+        ValueError: the SHA-256 does not match, or see `parse_tensors`.
+        OSError: the file is missing or cannot be read.
     """
     data = Path(path).read_bytes()
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
@@ -61,15 +61,15 @@ def read_tensors(
 
 
 def parse_tensors(data: bytes, path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a file's bytes, by name.
+    """Parses the tensors of a file's contents by name.
 
     Args:
         data: all of it.
-        path: of the file, for errors.
+        path: path of the file, for error messages.
 
     Raises:
-        ValueError: a damaged file, or a type of numbers that NumPy does not have, such
-            as bfloat16.
+        ValueError: a damaged file, or a dtype that NumPy does not have, such as
+            bfloat16.
 
     >>> import safetensors.numpy
     >>> parse_tensors(safetensors.numpy.save({"a": np.ones(2)}), "a.safetensors")

@@ -1,6 +1,6 @@
-"""Text and JSON of users' files: UTF-8, with or without a byte order mark.
+"""Reading and writing of text and JSON files in UTF-8, with or without a BOM.
 
-What is wrong is said with file and line.
+Errors name file and line.
 """
 
 import json
@@ -15,7 +15,7 @@ from meta_opt.types import write_atomic
 T = TypeVar("T")
 
 MAX_DEPTH = 100
-"""Lists and objects in each other; what comes later, such as `repr`, is recursive."""
+"""Largest nesting depth, since later operations such as `repr` are recursive."""
 
 _BEGINNINGS = {
     b"\xff\xfe": "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
@@ -27,7 +27,7 @@ _LATIN = "convert it, if it is Latin-1: iconv -f LATIN1 -t UTF-8"
 
 
 def decode_text(data: bytes) -> str:
-    r"""Text of UTF-8 bytes; a byte order mark at their beginning is left out.
+    r"""Decodes UTF-8 and removes a leading byte order mark.
 
     Raises:
         ValueError: bytes that are not UTF-8, or NUL characters, which text of UTF-16
@@ -50,13 +50,13 @@ def decode_text(data: bytes) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of strict JSON in UTF-8.
+    """Parses strict JSON in UTF-8.
 
     Raises:
         ValueError: not UTF-8 or not JSON; NaN and infinities, which JSON does not have,
-            and numbers that no float holds; a key twice in an object; half of a
-            surrogate pair, which no tokenizer and no file takes; lists and objects in
-            more than `MAX_DEPTH` others.
+            and numbers that overflow a float; duplicate keys of an object; an unpaired
+            surrogate, which tokenizers and files reject; nesting deeper than
+            `MAX_DEPTH`.
 
     >>> parse_json(b'{"a": [1, null]}')
     {'a': [1, None]}
@@ -70,7 +70,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Text of a file in UTF-8.
+    """Reads a text file in UTF-8.
 
     Raises:
         ValueError: as `decode_text`, the file named.
@@ -83,10 +83,10 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The object of a JSON file in UTF-8.
+    """Reads a JSON object from a file in UTF-8.
 
     Raises:
-        ValueError: as `read_json_value`, or no object; the file is named.
+        ValueError: as `read_json_value`, or not an object; the message names the file.
         OSError: a file that is not there or cannot be read.
     """
     value = read_json_value(path)
@@ -96,9 +96,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_json_value(path: str | os.PathLike) -> Any:
-    """The value of a JSON file in UTF-8.
+    """Reads a JSON value from a file in UTF-8.
 
-    Unlike `parse_json` it takes NaN and infinities, which results have.
+    Unlike `parse_json` it accepts NaN and infinities, which occur in results.
 
     Raises:
         ValueError: not UTF-8, not JSON, half a surrogate pair, or lists and objects in
@@ -113,12 +113,12 @@ def read_json_value(path: str | os.PathLike) -> Any:
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
-    """Writes a JSON file in UTF-8, whole or not at all.
+    """Writes a JSON file in UTF-8, atomically.
 
     Args:
         path: the file; its folder is made.
-        value: of what JSON has.
-        indent: spaces a level; None writes one line.
+        value: JSON value.
+        indent: number of spaces per level; None writes a single line.
 
     Raises:
         TypeError: a value that JSON does not have.
@@ -138,17 +138,17 @@ def plain_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:
 
 
 def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
-    r"""What a function makes of each line that is not blank.
+    r"""Applies a function to the JSON value of each line that is not blank.
 
     Args:
         path: the file.
-        parse: from a line's JSON value and its number, from 1; raises ValueError where
-            it will not do.
+        parse: function of a line's JSON value and its number, from 1; raises ValueError
+            for invalid values.
 
     Raises:
         ValueError: a line that is not JSON, see `parse_json`, or that ``parse``
-            refuses; file and line are named.
-        FileNotFoundError: no such file.
+            rejects; the message names file and line.
+        FileNotFoundError: the file does not exist.
 
     Example:
         >>> import tempfile
@@ -171,11 +171,11 @@ def read_jsonl(path: Path, parse: Callable[[Any, int], T]) -> Iterator[T]:
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a JSON object a line in UTF-8, whole or not at all.
+    """Writes JSON Lines in UTF-8, atomically.
 
     Args:
         path: the file; its folder is made.
-        rows: of what JSON has; read while the file is written.
+        rows: JSON objects, consumed while the file is written.
 
     Raises:
         TypeError: a value that JSON does not have.
@@ -226,7 +226,7 @@ def _parsed(text: str, **hooks: Any) -> Any:
         raise ValueError(f"invalid JSON: {_place(error)}") from None
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    # By levels and not by recursion, which deep nesting ends.
+    # Level by level, since recursion would fail for deep nesting.
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         nested = [x for x in level if isinstance(x, dict | list)]

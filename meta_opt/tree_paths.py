@@ -1,4 +1,4 @@
-"""Names of a pytree's leaves: their key paths, joined by slashes."""
+"""Names of pytree leaves: key paths joined by slashes."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from meta_opt.types import PyTree
 
 
 def join_path(path: tuple) -> str:
-    """A JAX key path as one string.
+    """Joins a JAX key path to a string.
 
     >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"a": [1.0]})
     >>> join_path(path)

@@ -1,4 +1,4 @@
-"""Aliases, the glossary of dimension names, and conventions of the whole package.
+"""Type aliases, dimension names, and configuration helpers of the whole package.
 
 Glossary of dimension letters, used in every docstring:
 
@@ -41,13 +41,13 @@ T = TypeVar("T")
 
 
 def near_match(word: str, known: typing.Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` with the nearest known word, or ``""``."""
+    """Returns ``"; did you mean 'x'?"`` with the closest known word, or ``""``."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_name(setting: str, value: Any, known: typing.Collection[str]) -> None:
-    """Raises ValueError for a value that is not known, naming the nearest one."""
+    """Raises ValueError for an unknown value, naming the closest known one."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(
             f"{setting}={value!r} must be one of {', '.join(known)}"
@@ -56,12 +56,12 @@ def check_name(setting: str, value: Any, known: typing.Collection[str]) -> None:
 
 
 def check_least(section: str, config: Any, **least: float) -> None:
-    """Raises ValueError for a field below its least value.
+    """Raises ValueError for a field below its minimum.
 
     Args:
         section: name of the config in messages; "" for none.
-        config: with numbers, or tuples of numbers, as fields.
-        **least: the least value of each field.
+        config: object whose fields are numbers or tuples of numbers.
+        **least: minimum of each field.
 
     >>> import types
     >>> check_least("loop", types.SimpleNamespace(num_steps=-1), num_steps=0)
@@ -79,7 +79,7 @@ def check_least(section: str, config: Any, **least: float) -> None:
 def check_keys(
     name: str, mapping: Mapping[str, Any], known: typing.Collection[str]
 ) -> None:
-    """Raises ValueError for a key that is not known, naming the nearest one."""
+    """Raises ValueError for an unknown key, naming the closest known one."""
     for key in mapping:
         if key not in known:
             raise ValueError(
@@ -97,15 +97,15 @@ def from_config(cls: type[T], mapping: Any, name: str = "") -> T:
     Args:
         cls: a dataclass type.
         mapping: its fields by name; fields left out keep their defaults.
-        name: of the mapping, for errors; default the dataclass's.
+        name: name of the mapping, for error messages; by default that of the dataclass.
 
     Returns:
         An instance of ``cls``.
 
     Raises:
-        ValueError: if ``mapping`` is none, a key is not a field (named, with the
-            nearest one), a field without default is missing, or a value is of another
-            type than its field.
+        ValueError: if ``mapping`` is not a mapping, a key is not a field (the message
+            has the closest one), a field without default is missing, or a value has
+            another type than its field.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -130,10 +130,10 @@ _PLAIN = (bool, int, float, str, type(None), tuple)
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
-    """A setting's value as its annotation has it: lists as tuples, 1 as 1.0.
+    """Converts a setting's value to its annotated type: lists to tuples, 1 to 1.0.
 
-    Annotations other than plain ones, and values that no config file can have, such as
-    arrays, are not looked into.
+    Other than plain annotations, and values that no config file can have, such as
+    arrays, are not checked.
     """
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
@@ -190,7 +190,8 @@ def _is_plain(hint: Any) -> bool:
 def write_atomic(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and moves it there if the body succeeds.
 
-    A reader sees the old file or the new one, whole; an exception leaves the old one.
+    Readers see either the complete old or the complete new file; an exception keeps the
+    old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

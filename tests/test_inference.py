@@ -80,7 +80,7 @@ def test_embeddings_are_those_of_the_runs_evaluation(kind, folders, files):
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     check_unit_rows(*found)
-    # Open images, arrays and files are the same pictures.
+    # Open images, arrays and files are the same images.
     opened = [Image.open(file) for file in files]
     np.testing.assert_array_equal(model.embed(opened), found[0])
     arrays = [np.asarray(image) for image in opened]
@@ -131,7 +131,7 @@ def test_our_own_weights(tmp_path):
     found = meta_opt.load_exported(tmp_path / "ours").embed(texts=TEXTS)
     tokens = load_tokenizer().encode(TEXTS, ours.config.text_length)
     np.testing.assert_allclose(found, encode_texts(ours, tokens, 5), atol=1e-6)
-    # Shipped ones by name: the picture of a colour is nearest to its name.
+    # Shipped ones by name: the image of a colour is nearest to its name.
     nano = meta_opt.load_exported("nano")
     assert isinstance(nano, ContrastiveModel)
     cars = [np.full((40, 60, 3), c, np.uint8) for c in ([200, 0, 0], [0, 0, 200])]

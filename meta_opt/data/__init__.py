@@ -1,7 +1,7 @@
-"""Images, speech, clips and texts: the bundled shard, TFDS datasets, tokens, batches.
+"""Image, speech, video and text data: sources, tokenizers and input pipelines.
 
-Importing this package is cheap; what needs Pillow, Grain, TensorFlow Datasets or
-tokenizers is imported when it is first asked for.
+Importing this package is cheap: modules that need Pillow, Grain, TensorFlow Datasets or
+tokenizers are imported lazily.
 
 >>> import meta_opt.data
 >>> source = meta_opt.data.bundled_clipart("test")

@@ -1,4 +1,4 @@
-"""Batches out of arrays in memory, in an order that a seed fixes."""
+"""Batches of in-memory arrays, shuffled with a seed."""
 
 import functools
 
@@ -16,16 +16,16 @@ def array_batches(
     seed: int = 0,
     rows: np.ndarray | None = None,
 ) -> SameData:
-    """An endless iterator of batches, with ``get_state`` and ``set_state``.
+    """Returns an infinite iterator of batches, with ``get_state`` and ``set_state``.
 
-    Each epoch has a new order and leaves its remainder out. A state of other arrays is
-    refused.
+    Each epoch is shuffled anew and its remainder dropped. ``set_state`` rejects a state
+    that belongs to other arrays.
 
     Args:
         arrays: pytree of [N, ...].
-        batch_size: B, of all processes together.
-        seed: of the order.
-        rows: int, which rows of each batch to make, of its ``batch_size``
+        batch_size: B, global batch size over all processes.
+        seed: random seed of the order.
+        rows: int, indices of the rows of the global batch to make
             (`meta_opt.parallel.mesh.local_rows`); None for all.
 
     Raises:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 LARGE = ("animated_emoji",)
-"""Datasets that plain ``python -m meta_opt.data.prepare`` leaves out for their size.
+"""Datasets that ``python -m meta_opt.data.prepare`` excludes by default for their size.
 
 ``make data`` prepares them, too.
 """
@@ -13,7 +13,7 @@ class MissingDataError(FileNotFoundError):
     """A dataset, or a file that it is built from, is missing."""
 
     def __init__(self, what: str, path: Path, dataset: str):
-        """Says what is missing, where it was looked for and how to prepare it."""
+        """Composes a message with what is missing, the path and how to prepare it."""
         super().__init__(
             f"{what} is not at {path}. Prepare it with `make data` or `python -m "
             f"meta_opt.data.prepare --only {dataset}`; datasets are looked for in "

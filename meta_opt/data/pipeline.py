@@ -1,7 +1,7 @@
-"""Batches for training, in an order that a seed fixes and a checkpoint resumes.
+"""Input pipeline for training: shuffled batches that resume from checkpoints.
 
-The order is Grain's. Indices are shuffled and batched first and then turned into
-arrays, a whole batch at a time, so that a batch from memory costs about a millisecond.
+Shuffling is Grain's. Indices are shuffled and batched first and then converted to
+arrays, a whole batch at a time, so that a batch from memory takes about a millisecond.
 """
 
 import dataclasses
@@ -17,26 +17,27 @@ from meta_opt.types import Batch
 
 CAPTIONS = ("first", "random")
 EncodePrompts: TypeAlias = Callable[[Sequence[str]], np.ndarray]
-"""From B prompts to int32 [B, P]."""
+"""Encodes B prompts as int32 [B, P]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """How batches are made.
+    """Settings of the input pipeline.
 
     Attributes:
-        shuffle: a new order in each epoch; else the source's own.
-        num_epochs: passes over the source, each without its remainder; None for ever.
-        text_length: S, tokens of a caption; None stands for the model's context and is
-            filled in by what knows the model.
-        prompt_length: P, tokens of what a generative model is asked.
-        captions: ``first`` takes a record's main caption; ``random`` draws one of its
-            captions each time (of a source that has several).
-        flip: mirror each image left to right with probability 1/2.
-        crop_pixels: shift each image by up to so many pixels either way, padding with
-            white; 0 does not.
-        num_threads: threads that make batches ahead of their use; 0 makes them when
-            they are asked for. The batches are the same.
+        shuffle: whether to reshuffle in each epoch, instead of the source's order.
+        num_epochs: passes over the source, each dropping its remainder; None for
+            unlimited.
+        text_length: S, number of tokens of a caption; None stands for the model's
+            context length, which the caller fills in.
+        prompt_length: P, number of tokens of a generative model's prompt.
+        captions: ``first`` takes a record's main caption; ``random`` samples one of its
+            captions each time (of sources with several).
+        flip: whether to flip images horizontally with probability 1/2.
+        crop_pixels: largest random shift of an image in pixels, padded with white; 0
+            disables it.
+        num_threads: number of threads that prefetch batches; 0 makes batches on demand.
+            The batches are the same.
     """
 
     shuffle: bool = True
@@ -81,33 +82,33 @@ def make_iterator(
 ) -> grain.DatasetIterator[Batch]:
     """Returns an iterator of batches, with ``get_state`` and ``set_state``.
 
-    A state is a small JSON-able dict; an iterator made from the same source and
-    settings continues from it with exactly the batches that would have come. Grain's
-    Orbax handlers save and restore the iterator as well.
+    A state is a small dict of JSON values; an iterator over the same source with the
+    same settings resumes from it with exactly the same batches. Grain's Orbax handlers
+    save and restore the iterator as well.
 
-    Of several processes each reads and prepares only its rows. They are those of the
-    batch that one process would get, and the state is the same in all processes.
+    Each of several processes reads and prepares only its own rows of the global batch.
+    The global batch and the state do not depend on the number of processes.
 
     Args:
-        source: records; those of :class:`~meta_opt.data.records.MemorySource` are read
-            a batch at a time, any other's one by one.
+        source: source of records; a :class:`~meta_opt.data.records.MemorySource` is
+            read a batch at a time, other sources record by record.
         tokenizer: of the captions.
-        config: how batches are made.
-        batch_size: B, of all processes together.
-        seed: of the order and of the augmentation, 0 to 2**32 - 1.
-        rows: int [B], which rows of each batch to make, of its ``batch_size``
+        config: settings of the pipeline.
+        batch_size: B, global batch size over all processes.
+        seed: random seed of order and augmentation, 0 to 2**32 - 1.
+        rows: int [B], indices of the rows of the global batch to make
             (`meta_opt.parallel.mesh.local_rows`); None for all.
-        prompts: encodes the records' prompts, as
-            `meta_opt.data.preprocessing.answers.AnswerTokenizer.encode_prompts` does;
-            None leaves them out.
+        prompts: encoder of the records' prompts, such as
+            `meta_opt.data.preprocessing.answers.AnswerTokenizer.encode_prompts`; None
+            omits prompts.
 
     Returns:
         An iterator of ``image`` uint8 [B, h, w, 3], ``text`` int32 [B, S], ``label``
-        int32 [B] and, if they are encoded, ``prompt`` int32 [B, P].
+        int32 [B] and, with ``prompts``, ``prompt`` int32 [B, P].
 
     Raises:
-        ValueError: if the source has fewer records than a batch, or it has no such
-            rows, or the seed is out of range.
+        ValueError: if the source has fewer records than a batch, or rows or seed are
+            out of range.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -142,17 +143,17 @@ def as_arrays(
     length: int = 16,
     prompts: EncodePrompts | None = None,
 ) -> Batch:
-    """Returns a whole source as one batch, in its order, for evaluation.
+    """Returns a whole source as one batch, in the source's order, for evaluation.
 
     Args:
-        source: any source whose images have one shape.
+        source: any source whose images have the same shape.
         tokenizer: of the captions.
-        length: S, tokens of a caption.
-        prompts: as of `make_iterator`.
+        length: S, number of tokens of a caption.
+        prompts: see `make_iterator`.
 
     Returns:
-        As `make_iterator`, of the main captions. The arrays of an in-memory source are
-        read-only views.
+        A batch as of `make_iterator`, with the main captions. For in-memory sources,
+        images and labels are read-only views.
 
     Raises:
         ValueError: if the source is empty.
@@ -181,7 +182,7 @@ def _asked(source: Source, indices: Iterable[int]) -> list[str]:
 
 
 class _Loader:
-    """Turns the indices of a batch into those of its rows that are wanted."""
+    """Maps the indices of a batch to the arrays of the requested rows."""
 
     def __init__(
         self,
@@ -200,7 +201,7 @@ class _Loader:
         self._length = config.text_length
         self._rows = rows
         if isinstance(source, MemorySource):
-            # Every caption is encoded once; `first` is where a record's begin.
+            # Encode every caption once; `first` is the offset of a record's captions.
             texts = [text for captions in source.captions for text in captions]
             self._tokens = tokenizer.encode(texts, self._length)
             self._counts = np.asarray([len(c) for c in source.captions])
@@ -209,8 +210,8 @@ class _Loader:
     def __call__(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
         config, rows = self._config, self._rows
         size = len(indices)
-        # Drawn for the whole batch, so that a row does not depend on which others are
-        # wanted.
+        # Sampled for the whole batch, so that a row does not depend on which others are
+        # requested.
         variant = rng.random(size)
         flipped = rng.random(size) < 0.5
         shifts = rng.integers(0, 2 * config.crop_pixels + 1, (size, 2))
@@ -256,7 +257,7 @@ class _Loader:
 
 
 def _drawn(captions: Sequence[str], place: float) -> str:
-    """The caption at ``place`` in [0, 1) of all of them."""
+    """Picks the caption at the relative position ``place`` in [0, 1)."""
     return captions[int(place * len(captions))]
 
 

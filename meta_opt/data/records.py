@@ -1,4 +1,4 @@
-"""Records of image, captions and label, and sources that hold them in memory."""
+"""Records of image, captions and label, and in-memory sources of them."""
 
 from collections.abc import Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
@@ -22,8 +22,8 @@ def check_split(split: str) -> str:
 class Record(TypedDict):
     """One item: ``image`` uint8 [h, w, 3], its caption ``text`` and class ``label``.
 
-    ``captions`` has all its captions, the main one first, if there are several;
-    ``prompt`` is what a model is asked about the image, if that is known.
+    ``captions``, if there are several, has all captions, the main one first;
+    ``prompt``, if there is one, is the question about the image.
     """
 
     image: np.ndarray
@@ -43,10 +43,9 @@ class Source(Protocol):
 
 
 class MemorySource:
-    """A source held in memory; encoded images are decoded once, when first read.
+    """An in-memory source; encoded images are decoded once, on first access.
 
-    Arrays handed out are read-only views of what the source holds, since a source
-    may be shared.
+    Returned arrays are read-only views, since a source may be shared.
     """
 
     def __init__(
@@ -59,16 +58,18 @@ class MemorySource:
         keys: Sequence[str] | None = None,
         prompts: Sequence[str] | None = None,
     ):
-        """Checks that the columns fit each other.
+        """Checks that the columns are consistent.
 
         Args:
-            images: uint8 [B, h, w, 3], or the bytes of B image files.
-            captions: a text for each image, or several, the first being the main one.
+            images: uint8 [B, h, w, 3], or the contents of B image files.
+            captions: one or several texts per image; the first is the main one.
             labels: class indices, [B].
             class_names: K names that ``labels`` index.
-            image_size: side in pixels that image files are fitted to; needed for them.
-            keys: an identity for each record (a path, a code point), if it has one.
-            prompts: what is asked about each image, "" where nothing is; None: nothing.
+            image_size: side in pixels that image files are resized to; required for
+                files.
+            keys: identifier of each record (a path, a code point), if there is one.
+            prompts: question about each image, "" for none; None if there are no
+                questions.
 
         Raises:
             ValueError: if lengths differ, a caption is missing or a label has no name.
@@ -151,7 +152,7 @@ class MemorySource:
         return self._pixels[indices]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "MemorySource":
-        """Returns a source of the records at ``indices``, in that order."""
+        """Returns a source of the records at ``indices``, in this order."""
         indices = np.asarray(indices, np.int64)
         if self._encoded is None:
             images: np.ndarray | list[bytes] = self._pixels[indices]
@@ -170,9 +171,9 @@ class MemorySource:
         )
 
     def resized(self, size: int) -> "MemorySource":
-        """Returns a source of the same records with images fitted to ``size`` pixels.
+        """Returns a source of the same records with images resized to ``size`` pixels.
 
-        From the image files, where it has them.
+        Image files, if available, are decoded again.
         """
         if self._pixels.shape[1:3] == (size, size):
             return self
@@ -206,11 +207,12 @@ class MemorySource:
 def source_arrays(
     source: Source, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a whole source as arrays, for tasks that live in memory.
+    """Returns a whole source as arrays, for in-memory tasks.
 
     Args:
-        source: any source; its images must have one shape unless ``size`` is given.
-        size: side in pixels that images are fitted to; None leaves them as they are.
+        source: any source; its images must have the same shape unless ``size`` is
+            given.
+        size: side in pixels to resize images to; None keeps their size.
 
     Returns:
         Images uint8 [B, h, w, 3] and labels int32 [B].

@@ -1,4 +1,4 @@
-"""Batches that resume only over the data that they began with."""
+"""Batches that can only be resumed with the same data."""
 
 import functools
 import zlib
@@ -15,14 +15,15 @@ _PART_BYTES = 2**24
 
 
 class SameData:
-    """Batches whose state names the data, so that a resumed run has the same.
+    """Batches whose state has a checksum of the data, which is verified on resuming.
 
-    Order and position say nothing of what lies there: after a change of the data, a
-    resumed run would differ from an uninterrupted one.
+    Order and position do not identify the data: if they had changed, a resumed run
+    would silently differ from an uninterrupted one.
 
     Args:
         batches: an iterator with ``get_state`` and ``set_state``.
-        digest: of the data; called once, when a state is first asked for or given.
+        digest: function that computes the checksum of the data; called once, on the
+            first access to the state.
     """
 
     def __init__(self, batches: Any, digest: Callable[[], int]) -> None:
@@ -40,10 +41,10 @@ class SameData:
         return {_BATCHES: self._batches.get_state(), _DATA: self._digest()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from there. States of before 2027 do not name their data.
+        """Restores a state. States from before 2027 have no checksum.
 
         Raises:
-            ValueError: a state of other data.
+            ValueError: the state belongs to other data.
         """
         if _DATA not in state:
             self._batches.set_state(state)
@@ -53,10 +54,10 @@ class SameData:
 
 
 def check_same_data(before: int, now: int) -> None:
-    """Compares digests of data at the start of a run and when it is resumed.
+    """Compares checksums of the data at the start of a run and on resuming.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the checksums differ.
     """
     if before != now:
         raise ValueError(
@@ -79,11 +80,11 @@ def arrays_digest(arrays: PyTree) -> int:
     for array in map(np.asarray, jax.tree.leaves(arrays)):
         found = zlib.crc32(repr((array.dtype, array.shape)).encode(), found)
         rows = np.atleast_1d(array)
-        # Of an array on disk a part at a time is in memory.
+        # Hash in chunks, so that memory-mapped arrays are not loaded as a whole.
         count = max(1, _PART_BYTES // max(1, rows[:1].nbytes))
         for start in range(0, len(rows), count):
             part = rows[start : start + count]
-            # Bytes of objects are their addresses.
+            # The bytes of an object array would be memory addresses.
             is_object = part.dtype == object
             data = repr(part.tolist()).encode() if is_object else part.tobytes()
             found = zlib.crc32(data, found)

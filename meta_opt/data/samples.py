@@ -1,7 +1,7 @@
-"""Samples of several modalities, and what a task asks of them.
+"""Multimodal samples and tasks.
 
-What a sample lacks is marked, never made up: a stamp that nobody speaks has no audio, a
-picture with an empty title no text.
+Missing modalities are marked, never imputed: a stamp without a spoken caption has no
+audio, an image with an empty title no text.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from meta_opt.data.preprocessing.audio import RATE
 from meta_opt.data.preprocessing.whisper_mel import whisper_mel
 
 KINDS = ("classify", "score", "retrieve", "caption")
-"""What a task asks for: a class, a number, the other half of a pair, a text."""
+"""Kinds of tasks: predict a class, a number, the other half of a pair, or a text."""
 MODALITIES = ("image", "text", "audio", "video")
 
 _QUIET = 32
-"""Largest sample, of 32,767, of a clip that counts as silence."""
+"""Largest amplitude, of 32,767, of a clip that counts as silence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Samples:
     """One split of a task: B samples.
 
     Attributes:
-        image: uint8 [B, h, w, 3], if the task has pictures.
-        text: B texts, if the task has texts; "" where there is none.
-        audio: B clips int16 [T], if the task has sound; length 0 where there is none.
+        image: uint8 [B, h, w, 3], if the task has images.
+        text: B texts, if the task has texts; "" if missing.
+        audio: B clips int16 [T], if the task has audio; length 0 if missing.
         video: uint8 [B, T, h, w, 3], if the task has clips.
-        label: int32 [B], of ``class_names``; of a task without classes empty.
-        score: float32 [B]; of a task without scores empty.
-        caption: B texts that are to be found or written; else empty.
-        absent: by modality bool [B], the pictures or clips that are not there.
-        class_names: K of them.
-        rate: samples per second of the audio.
-        skipped: how many more could not be read.
+        label: int32 [B], indices into ``class_names``; empty without classes.
+        score: float32 [B], regression targets; empty without scores.
+        caption: B target texts of retrieval or generation; else empty.
+        absent: bool [B] by modality, true for missing images or clips.
+        class_names: names of the K classes.
+        rate: sampling rate of the audio in Hz.
+        skipped: number of unreadable samples that were skipped.
     """
 
     image: np.ndarray | None = None
@@ -58,12 +58,12 @@ class Samples:
         return len(next(x for x in self.inputs().values()))
 
     def inputs(self) -> dict[str, Any]:
-        """The modalities that there are, by name."""
+        """The available modalities by name."""
         every = {m: getattr(self, m) for m in MODALITIES}
         return {m: x for m, x in every.items() if x is not None}
 
     def at_most(self, count: int) -> "Samples":
-        """At most ``count`` samples, drawn with a fixed seed, in order; 0 for all."""
+        """A subset of ``count`` samples with a fixed seed, in order; 0 for all."""
         if not count or len(self) <= count:
             return self
         order = np.random.default_rng(0).permutation(len(self))
@@ -82,7 +82,7 @@ class Samples:
         )
 
     def present(self) -> dict[str, np.ndarray]:
-        """By modality bool [B]: whether a sample has it. Silence is not speech."""
+        """Bool [B] by modality: whether a sample has it. Silence counts as missing."""
         found = {m: np.ones(len(self), bool) for m in self.inputs()}
         if self.text is not None:
             found["text"] = np.asarray([bool(text.strip()) for text in self.text])
@@ -94,13 +94,13 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class MultimodalTask:
-    """A task: what its samples have, and what is asked of them.
+    """A task: the modalities of its samples, and the kind of target.
 
     Attributes:
         kind: one of `KINDS`.
-        modalities: that its samples have.
-        dataset: that must be prepared, or the file.
-        read: ``(split, data_dir, side) -> Samples``, pictures of that many pixels.
+        modalities: modalities of its samples.
+        dataset: name of the required dataset, or path of the file.
+        read: ``(split, data_dir, side) -> Samples``, with images of ``side`` pixels.
     """
 
     kind: str

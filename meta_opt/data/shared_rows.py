@@ -1,4 +1,4 @@
-"""Arrays whose rows several samples share, without a copy for each sample."""
+"""Arrays whose rows are shared by several samples without copying."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from meta_opt.types import PyTree
 
 
 class SharedRows:
-    """Rows of an array, gathered when they are asked for.
+    """Rows of an array, gathered on access.
 
-    A clip of twenty captions has its frames in memory once. To `jax.tree` it is a leaf,
-    and slices and arrays of indices give NumPy arrays.
+    The frames of a clip with twenty captions are stored once. For `jax.tree` the object
+    is a leaf; indexing with slices or index arrays returns NumPy arrays.
 
     Args:
         array: [M, ...].
-        rows: int [N], of each sample.
+        rows: int [N], index of the row of each sample.
 
     >>> x = SharedRows(np.array([[1, 2], [3, 4]]), np.array([1, 1, 0]))
     >>> len(x), x.shape, x[1:].tolist()
@@ -37,7 +37,7 @@ class SharedRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all samples, [N, ...]."""
+        """The shape over all samples, [N, ...]."""
         return (len(self), *self._array.shape[1:])
 
     @property
@@ -47,16 +47,16 @@ class SharedRows:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the array."""
+        """The data type of the array."""
         return self._array.dtype
 
 
 def share_rows(arrays: PyTree, rows: np.ndarray) -> PyTree:
-    """Arrays [M, ...] as those of samples [N, ...]; the same if each has its own row.
+    """Views arrays [M, ...] as [N, ...], one row per sample, without copying.
 
     Args:
         arrays: pytree of [M, ...].
-        rows: int [N], of each sample.
+        rows: int [N], index of the row of each sample.
     """
 
     def share(array: np.ndarray) -> Any:

@@ -1,4 +1,4 @@
-"""A fixed split of anything that has a name, by hash."""
+"""Deterministic splits by hash of a key."""
 
 import hashlib
 import re
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-# Of the salts 0 to 299 the one with which the classes of Open Clip Art come nearest to
-# a tenth in validation and in test; the smallest classes have two items in each.
+# The salt, of 0 to 299, with which the classes of Open Clip Art are closest to a tenth
+# in validation and in test; the smallest classes have two items in each.
 _SALT = "51"
 
 
@@ -19,7 +19,7 @@ _NAMED = {
 
 
 def named_split(value: Any) -> str | None:
-    """The split that a user's folder or value names; None if it names none.
+    """The split that a user's folder name or value stands for, or None.
 
     >>> named_split("Val"), named_split("left")
     ('validation', None)
@@ -30,7 +30,7 @@ def named_split(value: Any) -> str | None:
 def split_of(key: str) -> str:
     """Returns the split of a key: about 80 % train, 10 % validation, 10 % test.
 
-    It depends on nothing but the key, so an item keeps its split when a dataset grows.
+    It depends only on the key, so that items keep their split when a dataset grows.
     """
     digest = hashlib.sha256(f"{_SALT}:{key}".encode()).digest()
     bucket = int.from_bytes(digest[:4], "big") % 10
@@ -38,18 +38,18 @@ def split_of(key: str) -> str:
 
 
 HELD_OUT: Mapping[str, float] = MappingProxyType({"validation": 0.1, "test": 0.1})
-"""Shares of a user's samples that are held out, where nothing else is said."""
+"""Default shares of a user's samples that are held out."""
 
 
 def held_out_split(key: str, shares: Mapping[str, float] = HELD_OUT) -> str:
-    """The split of a user's sample, by a hash of its key.
+    """The split of a user's sample by hash of its key.
 
-    Validation has the smallest hashes and test the largest, so that a larger share of
-    the one adds to it and takes nothing from the other.
+    Validation has the smallest hashes and test the largest, so that raising the share
+    of one adds samples to it and does not change the other.
 
     Args:
-        key: what the sample is known by, of no two the same.
-        shares: of ``validation`` and ``test``; a split that is left out has none.
+        key: unique key of the sample.
+        shares: shares of ``validation`` and ``test``; 0 for a split that is not given.
 
     >>> held_out_split("a.png"), held_out_split("a.png", {"test": 1.0})
     ('train', 'test')
@@ -61,7 +61,7 @@ def held_out_split(key: str, shares: Mapping[str, float] = HELD_OUT) -> str:
 
 
 def unit_hash(key: str) -> float:
-    """A number in [0, 1) that the key decides."""
+    """A hash of the key as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 

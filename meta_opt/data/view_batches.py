@@ -1,4 +1,4 @@
-"""Batches in which each example is one of its random views."""
+"""Batches of random views (augmentations) of examples."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from meta_opt.data.preprocessing.augment import AugmentConfig, augment
 from meta_opt.data.same_data import SameData, arrays_digest
 
 Take = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""From the index of an example, int [], to its inputs [...]."""
+"""Maps the index of an example, int [], and a random generator to its inputs [...]."""
 
 
 def view_batches(
@@ -20,18 +20,18 @@ def view_batches(
     seed: int = 0,
     rows: np.ndarray | None = None,
 ) -> SameData:
-    """An endless iterator of batches, with ``get_state`` and ``set_state``.
+    """Returns an infinite iterator of batches, with ``get_state`` and ``set_state``.
 
-    Each epoch has a new order and new views, and leaves its remainder out. A state of
-    other labels is refused.
+    Each epoch is shuffled anew, samples new views and drops its remainder.
+    ``set_state`` rejects a state that belongs to other labels.
 
     Args:
-        take: see `stored_views` and `fresh_views`.
+        take: function that samples a view, of `stored_views` or `fresh_views`.
         labels: int [N].
-        batch_size: B, of all processes together.
-        seed: of order and views.
-        rows: int, which rows of each batch to make (see
-            `meta_opt.parallel.mesh.local_rows`); None for all.
+        batch_size: B, global batch size over all processes.
+        seed: random seed of order and views.
+        rows: int, indices of the rows of the global batch to make
+            (`meta_opt.parallel.mesh.local_rows`); None for all.
 
     Returns:
         An iterator of ``inputs`` [B, ...] and ``label`` int32 [B].
@@ -46,8 +46,8 @@ def view_batches(
         )
 
     def make(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        # Drawn for each row of the whole batch, so that a row does not depend on which
-        # others are made.
+        # Sampled for each row of the whole batch, so that a row does not depend on
+        # which others are made.
         seeds = rng.integers(2**63, size=len(indices))
         chosen = np.arange(len(indices)) if rows is None else rows
         inputs = [
@@ -63,7 +63,7 @@ def view_batches(
 
 
 def stored_views(views: np.ndarray) -> Take:
-    """Draws one of the views [N, V, ...] of an example, each alike."""
+    """Samples uniformly from the stored views [N, V, ...] of an example."""
 
     def take(index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return views[index, rng.integers(views.shape[1])]
@@ -72,7 +72,7 @@ def stored_views(views: np.ndarray) -> Take:
 
 
 def fresh_views(images: np.ndarray, config: AugmentConfig) -> Take:
-    """Augments images uint8 [N, h, w, 3], differently each time."""
+    """Augments images uint8 [N, h, w, 3] on the fly."""
 
     def take(index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return augment(images[index], config, rng)

@@ -1,28 +1,28 @@
-"""Members of zip files, in memory and within limits."""
+"""Reads members of zip files into memory, with a size limit."""
 
 import struct
 import zipfile
 import zlib
 
 MAX_BYTES = 1 << 30
-"""A member that is larger unpacked is refused: a few kilobytes can say gigabytes."""
+"""Largest unpacked size of a member, as protection against zip bombs."""
 ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError),
     *(RuntimeError, UnicodeDecodeError, IndexError, struct.error),
 )
-"""What `zipfile` raises for files that are damaged, encrypted or of unknown methods."""
+"""Exceptions of `zipfile` for damaged or encrypted files and unknown methods."""
 
 
 def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo) -> bytes:
-    """The bytes of a member.
+    """Reads the contents of a member.
 
     Args:
         archive: the open file.
-        name: of the member, or its entry.
+        name: name of the member, or its entry.
 
     Raises:
-        zipfile.BadZipFile: one with more than `MAX_BYTES`, or that is not there; and
-            others of `ZIP_ERRORS`.
+        zipfile.BadZipFile: a missing member, or one with more than `MAX_BYTES`; and
+        others of `ZIP_ERRORS`.
     """
     try:
         member = archive.getinfo(name) if isinstance(name, str) else name
@@ -32,5 +32,5 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo) -> bytes:
         raise zipfile.BadZipFile(
             f"{member.filename} has {member.file_size:,} bytes, more than {MAX_BYTES:,}"
         )
-    # It ends at the size that the entry says, and checks the sum of what was read.
+    # Reading stops at the size in the entry and verifies the checksum.
     return archive.read(member)

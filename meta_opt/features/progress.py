@@ -1,4 +1,4 @@
-"""Progress of the run, level and noise of its loss, and feedback: the global inputs."""
+"""Global features of the run: progress, level and noise of the loss, feedback."""
 
 from typing import NamedTuple
 
@@ -22,22 +22,22 @@ PROGRESS_FEATURES = (
     *("loss_fall", "loss_noise", "loss_level", "loss_low", "loss_known"),
     *("feedback_gap", "feedback_over_best", "feedback_age", "feedback_known"),
 )
-"""Names of the features that `progress_features` returns."""
+"""Names of the features of `progress_features`."""
 
 
 class ProgressState(NamedTuple):
-    """Running averages of losses, and the feedback so far.
+    """Running averages of the loss, and the feedback so far.
 
     Attributes:
         averages: float32 [scales], exponential moving averages of the loss minus
-            ``first``: their differences keep the digits that a constant part of the
-            loss would cost them, and are exactly zero after one step.
-        weights: float32 [scales], their accumulated weights, for debiasing.
+            ``first``: a constant offset of the loss then costs their differences no
+            precision, and these are exactly zero after one step.
+        weights: float32 [scales], accumulated weights of the averages, for debiasing.
         deviation: float32 [], average distance of the loss from its fast average.
         first: float32 [], the first known loss.
         gap: float32 [], last feedback minus the loss average of that time.
         best_feedback: float32 [], smallest feedback so far.
-        last_feedback: float32 [].
+        last_feedback: float32 [], the last feedback.
         feedback_step: float32 [], step of the last feedback; -1 if none was given.
     """
 
@@ -53,7 +53,7 @@ class ProgressState(NamedTuple):
 
 def init_progress() -> ProgressState:
     """The state before the first loss."""
-    # Arrays of their own: a donated state may not hold one buffer twice.
+    # Separate arrays, since a donated state must not contain a buffer twice.
     scalars = {name: jnp.zeros((), jnp.float32) for name in ProgressState._fields}
     return ProgressState(
         **{
@@ -72,7 +72,7 @@ def _average(state: ProgressState) -> jax.Array:
 
 
 def current_loss(state: ProgressState) -> tuple[jax.Array, jax.Array]:
-    """The fast average of the loss, and 1.0 if any loss was given; float32 []."""
+    """The fastest average of the loss, and 1.0 if any loss was given; float32 []."""
     known = state.weights[0] > 0
     return state.first + _average(state)[0], known.astype(jnp.float32)
 
@@ -84,10 +84,10 @@ def update_progress(
     value: jax.typing.ArrayLike | None,
     feedback: jax.typing.ArrayLike | None,
 ) -> ProgressState:
-    """Updates the averages with one step's loss and, if there is any, feedback.
+    """Updates the averages with one step's loss and optional feedback.
 
     Args:
-        state: so far.
+        state: the state so far.
         step: int32 [], steps done before this one.
         num_steps: steps in the whole run.
         value: float [] training loss of this step; None or a non-finite number means
@@ -142,13 +142,13 @@ def progress_features(
     step: jax.Array,
     num_steps: jax.Array | int,
 ) -> jax.Array:
-    """Features of the whole run.
+    """Computes the features of the whole run.
 
-    Nine positions of the fraction done and two bounded logs of time; differences
-    between loss averages of neighbouring time scales, loss level against its start,
-    noise; the train/validation gap, distance of the last feedback from the best, its
-    age. Loss features are ratios, so they do not depend on the loss's scale, and are
-    zero (with a flag) while the loss is unknown.
+    Nine soft bins of the fraction done and two bounded logarithms of time; differences
+    between loss averages of adjacent time scales, loss level relative to its start,
+    noise; the train/validation gap, and the distance of the last feedback from the best
+    and its age. Loss features are ratios, so that they do not depend on the scale of
+    the loss, and are zero (with a flag) while the loss is unknown.
 
     Args:
         state: losses and feedback so far.
@@ -164,7 +164,8 @@ def progress_features(
     time = jnp.concatenate(
         [
             jnp.tanh(10.0 * (fraction - _CENTRES)),
-            # Bounded, so that runs longer than those of meta-training are not far out.
+            # Bounded, so that runs longer than those of meta-training are not far out
+            # of range.
             jnp.tanh(jnp.stack([jnp.log10(step + 1.0), jnp.log10(num_steps)]) - 2.0),
         ]
     )
@@ -179,8 +180,8 @@ def progress_features(
             average[0] / size * 2.0,
             clipped(jnp.log(noise / size), 0.2),
             clipped(jnp.log((jnp.abs(loss) + TINY) / size), 0.2),
-            # Flat until a tenth of the first loss is left: then there is little to
-            # gain, and the examples are memorised.
+            # Constant until the loss is below a tenth of the first loss: then there is
+            # little to gain, and the examples are memorised.
             clipped(-jnp.log1p(_LOW * first / (jnp.abs(loss) + TINY)), 0.2),
             1.0,
         ]

@@ -1,10 +1,10 @@
-"""Statistics of gradient, momentum and parameter: the controller's inputs that change.
+"""Statistics of gradients, momenta and parameters: the controller's dynamic inputs.
 
-All of them are reductions to one number a unit ([N] vectors), so a sharded step needs
-them summed over devices once. Features are ratios: they depend neither on the scale of
-the loss nor on names, the order of parameters or the number of tensors, and are the
-same for a kernel and its transpose. The one absolute size among them is the width,
-which the spectral condition (Yang et al. 2023, arXiv:2310.17813) scales steps by.
+All are reductions to one number per unit ([N] vectors), so that a sharded step needs a
+single all-reduce. Features are ratios: they depend neither on the scale of the loss nor
+on names, the order of parameters or the number of tensors, and are the same for a
+kernel and its transpose. The one absolute size among them is the width, which the
+spectral condition (Yang et al. 2023, arXiv:2310.17813) scales steps by.
 """
 
 import math
@@ -20,9 +20,10 @@ TINY = 1e-30
 """Added before a logarithm or a division; below any useful mean square in float32."""
 _FLAT = 1e-18
 _WIDTH = 64.0
-"""Longer side of a matrix whose ``width`` feature is zero."""
+"""Longer side of a matrix at which the ``width`` feature is zero."""
 _FRESH, _PRETRAINED = 2.0, 10.0
-"""Dispersions of row and column norms at which ``structure`` begins and is one."""
+"""Dispersions of row and column norms at which ``structure`` starts to rise and reaches
+one."""
 
 
 class Statistics(NamedTuple):
@@ -39,11 +40,11 @@ class History(NamedTuple):
 
     Attributes:
         log_grad_sq_ema: average of the log mean square gradient.
-        log_grad_sq_max: the largest that average has been.
+        log_grad_sq_max: maximum of this average so far.
         alignment_ema: average cosine of gradient and momentum.
         path: sum of the RMS of all updates so far.
         decayed: sum of step times weight decay so far.
-        structure: of the initial parameters, see `structure`.
+        structure: `structure` of the initial parameters.
     """
 
     log_grad_sq_ema: jax.Array
@@ -55,14 +56,14 @@ class History(NamedTuple):
 
 
 class UnitTable(NamedTuple):
-    """Constants of the N units, in the order in which the optimizer keeps them.
+    """Constants of the N units, in the optimizer's order.
 
     Attributes:
-        size: float32 [N], elements of each unit.
+        size: float32 [N], number of elements of each unit.
         matrix: float32 [N], 1 where the orthogonalised direction applies.
         longer: float32 [N], the longer side of a matrix; 1 for other units.
         shorter: float32 [N], the shorter side of a matrix; 1 for other units.
-        membership: float32 [N, G], one-hot modality group of each unit; for logs.
+        membership: float32 [N, G], one-hot modality group of each unit, for logs.
     """
 
     size: np.ndarray
@@ -100,15 +101,15 @@ def structure(
 
     The mean squares :math:`r_i` of the rows of a matrix with :math:`c` columns of
     independent entries vary by :math:`\mathrm{Var}(r) / \bar r^2 = (\kappa - 1) / c`,
-    with kurtosis :math:`\kappa = 3` for normal entries. Kernels of models trained for
-    long exceed that five to a thousand times, initialisations in use never: 0 up to
-    twice as much, 1 from ten times, and logarithmic between.
+    with kurtosis :math:`\kappa = 3` for normal entries. Kernels of extensively trained
+    models exceed that five to a thousand times, common initialisations never: the
+    result is 0 up to twice as much, 1 from ten times on, and logarithmic in between.
 
     Args:
         row: float32 [U, R], mean squares of the rows, and anything after these.
         column: float32 [U, C], mean squares of the columns.
-        rows: float32 [U] or [1], how many rows each matrix has.
-        columns: float32 [U] or [1], how many columns each matrix has.
+        rows: float32 [U] or [1], number of rows of each matrix.
+        columns: float32 [U] or [1], number of columns of each matrix.
 
     Returns:
         float32 [U], of rows or columns, whichever vary more; 0 for a zero matrix.
@@ -123,17 +124,17 @@ def structure(
     found = jnp.maximum(
         dispersion(row, rows, columns), dispersion(column, columns, rows)
     )
-    # Of squares that overflow it is NaN.
+    # NaN if squares overflow.
     found = jnp.where(jnp.isfinite(found), found, 0.0)
     span = math.log(_PRETRAINED / _FRESH)
     return jnp.clip(jnp.log(found / _FRESH + TINY) / span, 0.0, 1.0)
 
 
 def smooth(mean_square: jax.Array) -> jax.Array:
-    """The same number, with no derivative where it is next to nothing.
+    """Identity whose gradient is zero for vanishing values.
 
-    Roots and logarithms of a mean square of 1e-30 have derivatives that overflow, and
-    meta-gradients go through all of them. The value, and compiled code without
+    Derivatives of roots and logarithms of a mean square of 1e-30 overflow, and
+    meta-gradients pass through all of them. The value, and compiled code without
     derivatives, are unchanged.
     """
     return jnp.where(
@@ -147,14 +148,14 @@ def _log(x: jax.Array) -> jax.Array:
 
 def cosine(stats: Statistics) -> jax.Array:
     """Cosine of gradient and momentum of each unit; float32 [N], in [-1, 1]."""
-    # Two roots, since the product of two small squares would underflow.
+    # Two square roots, since the product of two small squares would underflow.
     grad = jax.lax.rsqrt(smooth(stats.grad_square) + TINY)
     momentum = jax.lax.rsqrt(smooth(stats.momentum_square) + TINY)
     return jnp.clip(stats.grad_momentum * grad * momentum, -1.0, 1.0)
 
 
 def clipped(x: jax.Array, scale: float = 0.5, limit: float = 5.0) -> jax.Array:
-    """Logs clipped to +-limit and halved, so that an LSTM takes them as they are."""
+    """Logarithms clipped to +-limit and scaled to the input range of an LSTM."""
     return scale * jnp.clip(x, -limit, limit)
 
 
@@ -235,24 +236,24 @@ def summary_features(
 ) -> jax.Array:
     r"""Features of the model as a whole.
 
-    A constant; the share of `structure` in all matrices, by elements; the cosine of all
-    gradients and all momenta, now and, weighted by gradients, on average; and
+    A constant; the mean `structure` of all matrices, weighted by elements; the cosine
+    of all gradients and all momenta, current and (weighted by gradients) average; and
     ``reach``, the logarithm of
 
     .. math:: \frac{\eta \sum_u \lVert g_u \rVert \sqrt{n_u}}{|\ell|},
 
-    the part of the loss :math:`\ell` that a step of RMS :math:`\eta` would take away if
-    the loss were linear and every unit with :math:`n_u` elements moved along its
-    average gradient :math:`g_u`. It depends neither on the loss's scale nor on how
-    parameters are scaled, and says how far a step of that size goes: between e^-5 (new
-    nets that begin too small) and e^2 (pretrained encoders).
+    the relative decrease of the loss :math:`\ell` by a step of RMS :math:`\eta` if the
+    loss were linear and every unit with :math:`n_u` elements moved along its average
+    gradient :math:`g_u`. It depends neither on the scale of the loss nor on that of the
+    parameters, and indicates how far such a step goes: between e^-5 (new networks with
+    a small initialisation) and e^2 (pretrained encoders).
 
     Args:
         stats: sums of this step.
         table: constants of the units.
-        history: their running statistics.
-        loss: float32 [], its average so far.
-        loss_known: float32 [], 0 if it was never given.
+        history: running statistics of the units.
+        loss: float32 [], average loss so far.
+        loss_known: float32 [], 0 if the loss was never given.
         step: :math:`\eta`.
 
     Returns:

@@ -1,7 +1,7 @@
 """Static descriptions of parameter tensors: path, shape, and a modality group.
 
-Everything here is plain Python over the *structure* of a parameter tree; it runs once
-per trace and costs nothing per step.
+Everything here is plain Python over the *structure* of a parameter tree, which runs
+once per trace.
 """
 
 import dataclasses
@@ -32,11 +32,11 @@ _DEFAULT_GROUPS: tuple[tuple[str, str], ...] = (
 class TensorInfo:
     """One leaf of the parameter tree.
 
-    Nothing here that an update depends on is read from a name: the group is for logs.
+    Updates do not depend on names: the group is for logs only.
 
     Attributes:
-        path: names from the root, joined by ``/``.
-        shape: shape of one unit, the layer axis left out.
+        path: key path, joined by ``/``.
+        shape: shape of one unit, without the layer axis.
         layers: length of the leading layer axis of a scan-stacked leaf, else 0.
         group: one of `GROUPS`.
         split: axes ``[:split]`` of a unit are its rows, the others its columns.
@@ -59,10 +59,10 @@ class TensorInfo:
     def is_matrix(self) -> bool:
         """Whether the orthogonalised direction and weight decay apply.
 
-        A tensor with a side of one, such as a class token [1, D], is a vector. A table,
-        1,024 rows or more of 64 numbers or more and over five times as many as these,
-        holds a vocabulary: too much to orthogonalise, and few rows of it have a
-        gradient.
+        A tensor with a side of one, such as a class token [1, D], is a vector. A tensor
+        of at least 1,024 rows and 64 columns, with over five times as many rows as
+        columns, is a vocabulary table: too large to orthogonalise, and with sparse
+        gradients.
         """
         short, long = sorted((self.rows, self.columns))
         table = long >= 1024 and short >= 64 and long > 5 * short
@@ -70,7 +70,7 @@ class TensorInfo:
 
     @property
     def has_sides(self) -> bool:
-        """Whether the unit has rows and columns, more than one of each."""
+        """Whether the unit has more than one row and more than one column."""
         return len(self.shape) >= 2 and min(self.rows, self.columns) > 1
 
     @property
@@ -91,10 +91,11 @@ class TensorInfo:
 
 
 def balanced_split(shape: Sequence[int]) -> int:
-    """Where to cut ``shape`` into rows and columns so that the matrix is most square.
+    """Split of ``shape`` into rows and columns that makes the matrix most square.
 
     A ``[width, heads, head_dim]`` kernel becomes ``width x (heads * head_dim)`` and a
-    ``[h, w, in, out]`` one ``(h * w * in) x out``. Ties go to the later cut.
+    ``[h, w, in, out]`` one ``(h * w * in) x out``. Of equal splits the later one is
+    used.
 
     >>> balanced_split((64, 4, 16)), balanced_split((3, 3, 32, 64))
     (1, 3)
@@ -139,7 +140,7 @@ def describe(
             ones; a group is one of `GROUPS`.
 
     Returns:
-        One `TensorInfo` a leaf.
+        One `TensorInfo` per leaf.
 
     Raises:
         TypeError: a leaf is not of floating-point type.

@@ -1,7 +1,7 @@
-"""Baselines that balance several losses, or modalities of unequal strength.
+"""Baselines for balancing several losses, or modalities of unequal strength.
 
-Pure functions: whoever trains has the losses' gradients and the weights' own optimizer.
-Equal weights are often competitive (arXiv:2505.10347).
+Pure functions: the training loop computes the losses' gradients and has an optimizer
+for the weights. Equal weights are often competitive (arXiv:2505.10347).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from meta_opt.types import PyTree
 
 _TINY = 1e-12
 _ROUNDING = 1e-5
-"""Ratios this close to 1 are equal in float32 sums over a batch."""
+"""Tolerance within which ratios count as 1, for rounding of float32 sums over a batch.
+"""
 
 
 def equal_weighting(losses: jax.Array) -> jax.Array:
@@ -27,16 +28,16 @@ def equal_weighting(losses: jax.Array) -> jax.Array:
 
 
 def uncertainty_weighting(losses: jax.Array, log_variances: jax.Array) -> jax.Array:
-    r"""Losses weighted by what is learned of their noise (Kendall et al. 2018).
+    r"""Weights losses by learned homoscedastic uncertainty (Kendall et al. 2018).
 
     .. math:: \tfrac12 \sum_t e^{-s_t} l_t + s_t
 
     Args:
         losses: l, [T].
-        log_variances: s, [T], trained with the model, zeros at first.
+        log_variances: s, [T], trained with the model, initialised to zeros.
 
     Returns:
-        A scalar; at s = 0 half the sum.
+        A scalar; half the sum of the losses at s = 0.
 
     >>> float(uncertainty_weighting(jnp.array([1.0, 3.0]), jnp.zeros(2)))
     2.0
@@ -51,21 +52,22 @@ def gradnorm_loss(
     first_losses: jax.Array,
     alpha: float = 1.5,
 ) -> jax.Array:
-    r"""What GradNorm's weights are trained on (Chen et al. 2018, arXiv:1711.02257).
+    r"""Objective of GradNorm's loss weights (Chen et al. 2018, arXiv:1711.02257).
 
     .. math::
         \sum_t \big| w_t G_t - \bar G\, r_t^\alpha \big|, \qquad
         r_t = \frac{l_t / l_t^0}{\operatorname{mean}_u\, l_u / l_u^0},
 
-    where :math:`\bar G` is the mean of w G; it and r are constants to the derivative.
-    After each step of the weights, `gradnorm_weights` brings their sum back to T.
+    where :math:`\bar G` is the mean of w G; gradients do not flow through it and r.
+    After each update of the weights, `gradnorm_weights` renormalises their sum to T.
 
     Args:
         weights: w, [T].
-        norms: G, [T]: norms of the unweighted losses' gradients by shared parameters.
+        norms: G, [T], norms of the unweighted losses' gradients with respect to the
+            shared parameters.
         losses: l, [T].
-        first_losses: those at the start, [T].
-        alpha: how strongly slow losses are favoured.
+        first_losses: losses at the start of training, [T].
+        alpha: strength of the preference for losses that decrease slowly.
 
     >>> one, two = jnp.ones(2), jnp.array([1.0, 2.0])
     >>> float(gradnorm_loss(one, two, one, one))
@@ -78,7 +80,7 @@ def gradnorm_loss(
 
 
 def gradnorm_weights(weights: jax.Array) -> jax.Array:
-    """Weights [T] after a step, positive again and with the sum T.
+    """Renormalises weights [T] to positive ones with sum T.
 
     >>> gradnorm_weights(jnp.array([1.0, 3.0])).tolist()
     [0.5, 1.5]
@@ -88,14 +90,14 @@ def gradnorm_weights(weights: jax.Array) -> jax.Array:
 
 
 def pcgrad(grads: Sequence[PyTree], key: jax.Array) -> PyTree:
-    """Mean of gradients from which what conflicts was projected away.
+    """Mean of gradients after projecting conflicting components away.
 
-    Each loses its part along every other that it has a negative product with, in random
-    order (PCGrad, Yu et al. 2020, arXiv:2001.06782).
+    From each gradient, the component along every other gradient with a negative inner
+    product is removed, in random order (PCGrad, Yu et al. 2020, arXiv:2001.06782).
 
     Args:
-        grads: of the losses, pytrees of one structure.
-        key: of the order.
+        grads: gradients of the losses, pytrees of the same structure.
+        key: random key of the order.
 
     >>> a, b = jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0])
     >>> pcgrad([a, b], jax.random.key(0)).tolist()
@@ -134,13 +136,13 @@ def modality_strengths(
     labels: jax.Array,
     present: Sequence[jax.Array] | None = None,
 ) -> jax.Array:
-    """How sure each modality alone is of the right classes, summed over a batch: [M].
+    """Probability of the right class from each modality alone, summed over a batch.
 
     Args:
-        logits: of each modality alone, [B, K].
+        logits: logits from each modality alone, [B, K].
         labels: int [B].
-        present: of each modality bool [B], false for examples that lack it and count
-            nothing; None: all have it.
+        present: for each modality bool [B], false for examples without it, which are
+            ignored; None: all have it.
 
     >>> certain = jnp.array([[9.0, -9.0], [-9.0, 9.0]])
     >>> strengths = modality_strengths([certain, jnp.zeros((2, 2))], jnp.array([0, 1]))
@@ -162,16 +164,16 @@ def ogm_factors(
 ) -> jax.Array:
     r"""Factors of the modalities' gradients (OGM, Peng et al. 2022, arXiv:2203.15332).
 
-    With :math:`\rho` a modality's strength over the mean of the others',
-    :math:`1 - \tanh(\alpha \rho)` where that is above 1, else 1. For two modalities
-    that is the paper's. Ratios that are 1 to rounding count as 1, since the factor
-    jumps there.
+    With :math:`\rho` the ratio of a modality's strength to the mean of the others', the
+    factor is :math:`1 - \tanh(\alpha \rho)` if :math:`\rho > 1`, else 1. For two
+    modalities this is the paper's definition. Ratios within rounding of 1 count as 1,
+    since the factor is discontinuous there.
 
     Args:
-        strengths: of `modality_strengths`, [M], M at least 2.
-        alpha: 0.1 to 0.8.
-        present: bool [M], false for modalities that are not in the batch: they are
-            compared with none and have factor 1. None: all are there.
+        strengths: output of `modality_strengths`, [M], M at least 2.
+        alpha: strength of the modulation, 0.1 to 0.8 in the paper.
+        present: bool [M], false for modalities that are not in the batch: they are not
+            compared with others and have factor 1. None: all are present.
 
     Returns:
         float32 [M]; 1 for a strength that is not finite.
@@ -185,7 +187,7 @@ def ogm_factors(
     if len(strengths) < 2:
         raise ValueError("one modality has none to be stronger than")
     there = jnp.ones(len(strengths), bool) if present is None else present
-    # [M, M]: row m has the modalities that m is compared with.
+    # [M, M]: row m marks the modalities that m is compared with.
     others = there[None, :] & ~jnp.eye(len(strengths), dtype=bool)
     total = jnp.sum(jnp.where(others, strengths[None, :], 0), axis=1)
     mean = total / jnp.maximum(jnp.sum(others, axis=1), 1)
@@ -198,16 +200,17 @@ def ogm_factors(
 def ogm_ge(
     grads: PyTree, factor: jax.Array, key: jax.Array, noise: bool = True
 ) -> PyTree:
-    """A modality's gradients times its factor, with noise of their size (OGM-GE).
+    """Scales a modality's gradients by its factor and adds noise (OGM-GE).
 
-    The noise, which the weakening takes away (generalisation enhancement), is normal
-    with the standard deviation of each leaf's gradient; at factor 1 there is none.
+    The noise restores the gradient noise that the scaling removes (generalisation
+    enhancement). It is normal with the standard deviation of each leaf's gradient, and
+    zero if the factor is 1.
 
     Args:
-        grads: of the modality's encoder.
-        factor: of `ogm_factors`, a scalar.
-        key: of the noise.
-        noise: False for OGM, which only scales.
+        grads: gradients of the modality's encoder.
+        factor: scalar factor of `ogm_factors`.
+        key: random key of the noise.
+        noise: whether to add noise; False for OGM, which only scales.
     """
     leaves: list[jax.Array]
     treedef: Any

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token, without the logits of all tokens at once."""
+"""Next-token cross-entropy that does not materialise the logits of all tokens."""
 
 import functools
 
@@ -20,22 +20,23 @@ def captioning_loss(
       -\sum_{bs} m_{bs} \log \mathrm{softmax}(E h_{bs})_{t_{bs}}
       \Big/ \sum_{bs} m_{bs}.
 
-    Logits are made for ``chunk_length`` places of each row at a time, in the backward
-    pass again: [B, chunk_length, K] numbers in float32 rather than [B, S, K]. Cut along
-    S, so that a batch which is divided over devices stays so.
+    Logits are computed for ``chunk_length`` positions of each row at a time, and
+    recomputed in the backward pass: [B, chunk_length, K] numbers in float32 rather than
+    [B, S, K]. Chunks are taken along S, so that a batch sharded over devices stays
+    sharded.
 
     Args:
-        hidden: h, [B, S, D]: the state at the place before each target.
-        embedding: E, [K, D], cast to the type of ``hidden``.
+        hidden: h, [B, S, D], the hidden state that predicts each target.
+        embedding: E, [K, D], cast to the dtype of ``hidden``.
         targets: t, int [B, S], token ids.
-        mask: m, bool [B, S]: false where the target is padding.
-        chunk_length: places of a row.
+        mask: m, bool [B, S], false at padding.
+        chunk_length: number of positions of a row per chunk.
 
     Returns:
-        float32 scalar, nats a token; 0 if there is no token.
+        float32 scalar, nats per token; 0 if there are no tokens.
 
     Raises:
-        ValueError: if the shapes do not fit together, or ``chunk_length`` is below 1.
+        ValueError: if shapes are inconsistent, or ``chunk_length`` is below 1.
 
     >>> hidden, embedding = jnp.zeros((2, 3, 4)), jnp.ones((8, 4))
     >>> targets = jnp.array([[1, 2, 0], [3, 0, 0]])
@@ -54,12 +55,13 @@ def captioning_loss(
     chunk_length = min(chunk_length, max(length, 1))
 
     def chunks(x: jax.Array) -> jax.Array:
-        """[B, S, ...] to [chunks, B, chunk_length, ...], zeros at the end."""
+        """Reshapes [B, S, ...] to [chunks, B, chunk_length, ...], padded with zeros."""
         rest = [(0, 0)] * (x.ndim - 2)
         x = jnp.pad(x, [(0, 0), (0, -length % chunk_length), *rest])
         return x.reshape(batch, -1, chunk_length, *x.shape[2:]).swapaxes(0, 1)
 
-    # The cast is inside, so that the embedding's gradient is summed in its own type.
+    # Cast inside the scan, so that the embedding's gradient accumulates in its own
+    # dtype.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def add_chunk(
         total: jax.Array, chunk: tuple[jax.Array, ...]

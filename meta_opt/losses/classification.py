@@ -8,14 +8,14 @@ import optax
 def classification_loss(
     logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy, and the error rate of the most likely class.
+    """Mean cross-entropy and top-1 error rate.
 
     Args:
         logits: [B, K].
         labels: integers in [0, K), [B].
 
     Returns:
-        Both [].
+        Both as scalars.
 
     >>> _, error = classification_loss(jnp.eye(2), jnp.array([0, 0]))
     >>> float(error)

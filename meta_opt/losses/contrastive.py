@@ -1,10 +1,10 @@
 """Contrastive losses between image and text embeddings of matching pairs.
 
-Both take row i of ``image_z`` and row i of ``text_z`` as the only matching pair. Where
-two rows of a batch have the same caption (icons titled "star"), the other one's image
-counts as a negative although it is not: the loss then has a floor above zero, and more
-so in larger batches. `softmax_pair_loss` leaves such pairs out if given ``negatives``
-(`meta_opt.losses.matching.negative_pairs`), metrics with ``groups``
+Both treat row i of ``image_z`` and row i of ``text_z`` as the only matching pair. If
+two rows of a batch have the same caption (icons titled "star"), each is a false
+negative of the other: the loss then has a floor above zero, which grows with the batch
+size. `softmax_pair_loss` excludes such pairs given ``negatives``
+(`meta_opt.losses.matching.negative_pairs`), and metrics given ``groups``
 (`meta_opt.metrics.retrieval`).
 """
 
@@ -42,8 +42,8 @@ def clip_loss(
         image_z: [B, D], unit rows.
         text_z: [B, D], unit rows.
         scale: logit scale s (inverse temperature).
-        bias: ignored (the softmax does not see it); so that both losses are called
-            alike.
+        bias: ignored, since the softmax is invariant to it; exists so that both losses
+            have the same signature.
 
     Returns:
         float32 scalar, nats.
@@ -58,13 +58,13 @@ def clip_loss(
 def softmax_pair_loss(
     logits: jax.Array, negatives: jax.Array | None = None
 ) -> jax.Array:
-    """The loss of `clip_loss`, of logits.
+    """The loss of `clip_loss` as a function of logits.
 
     Args:
-        logits: [B, B]; pair i is row i and column i.
-        negatives: bool [B, B], false for pairs off the diagonal that match as well,
-            such as another caption of the same clip; they are left out of both sums.
-            None: every pair off the diagonal is a negative.
+        logits: [B, B]; the matching pair i is row i and column i.
+        negatives: bool [B, B], false for off-diagonal pairs that match as well, such as
+            another caption of the same clip; they are excluded from both sums. None:
+            all off-diagonal pairs are negatives.
 
     Returns:
         float32 scalar, nats.
@@ -109,7 +109,7 @@ def siglip_loss(
         bias: logit bias b.
 
     Returns:
-        float32 scalar, nats an image.
+        float32 scalar, nats per image.
 
     Raises:
         ValueError: if the shapes differ.

@@ -1,9 +1,9 @@
-"""Losses of masked modelling, and which positions are masked.
+"""Losses of masked modelling, and the sampling of masks.
 
-`masked_cross_entropy` serves words and visual tokens (the codes of a codebook), where
-the logits are there already; `meta_opt.losses.captioning` computes the same mean from
-hidden states without holding all logits. Frames have no vocabulary: `masked_frame_nce`
-tells each from the other frames of the batch.
+`masked_cross_entropy` is for words and visual tokens (indices of a codebook), given
+logits; `meta_opt.losses.captioning` computes the same mean from hidden states without
+materialising all logits. Frames have no vocabulary: `masked_frame_nce` contrasts each
+with the other frames of the batch.
 """
 
 from collections.abc import Collection
@@ -41,13 +41,13 @@ def masked_cross_entropy(
     with z over the codebook.
 
     Args:
-        logits: z, [..., K], such as [B, S, K]. Where ``mask`` is false they change
-            nothing, even if they are not finite.
+        logits: z, [..., K], such as [B, S, K]. They are ignored where ``mask`` is
+            false, even if they are not finite.
         targets: t, int [...]; any number where ``mask`` is false.
         mask: m, bool [...], true at the positions to predict.
 
     Returns:
-        float32 scalar, nats a position; 0 if nothing is masked.
+        float32 scalar, nats per masked position; 0 if nothing is masked.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -62,7 +62,7 @@ def masked_cross_entropy(
             f"logits {logits.shape}, targets {targets.shape} and mask {mask.shape} "
             "must be [..., K], [...] and [...]"
         )
-    # Before the softmax, so that the gradient is finite too.
+    # Replace before the softmax, so that the gradient is finite, too.
     logits = jnp.where(mask[..., None], logits.astype(jnp.float32), 0)
     nats = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.where(mask, targets, 0)
@@ -84,23 +84,22 @@ def masked_frame_nce(
       -\sum_p m_p \log \frac{e^{s\, \hat x_p \cdot x_p}}
       {\sum_q v_q\, e^{s\, \hat x_p \cdot x_q}} \Big/ \sum_p m_p
 
-    p and q run over all positions of the batch, as in UniVL's masked-frame model
-    (Luo et al. 2020, arXiv:2002.06353). To have only the masked frames as negatives,
-    give ``mask`` as ``valid``.
+    p and q run over all positions of the batch, as in UniVL's masked-frame model (Luo
+    et al. 2020, arXiv:2002.06353). To use only masked frames as negatives, pass
+    ``mask`` as ``valid``.
 
     Args:
         predicted: x-hat, [B, T, D], the model's outputs.
         frames: x, [B, T, D], the features before masking.
-        mask: m, bool [B, T], true at masked frames; padding never counts.
-        valid: v, bool [B, T], true at the frames to tell apart, false at padding.
+        mask: m, bool [B, T], true at masked frames; padding is ignored.
+        valid: v, bool [B, T], true at candidate frames, false at padding.
         scale: s, an inverse temperature.
-        negatives: bool [B, B], false for rows that show the same clip: the frames of
-            one are not negatives for those of the other, since they are the same
-            pictures. The frames of a row are always told apart. None: all rows show
-            different clips.
+        negatives: bool [B, B], false for pairs of rows that show the same clip, whose
+            frames are identical and not negatives of each other. The frames within a
+            row are always negatives. None: all rows show different clips.
 
     Returns:
-        float32 scalar, nats a frame; 0 if nothing is masked.
+        float32 scalar, nats per frame; 0 if nothing is masked.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -139,15 +138,15 @@ def masked_frame_nce(
 
 
 def draw_mask(key: jax.Array, maskable: jax.Array, rate: float = 0.15) -> jax.Array:
-    """Positions to mask, each at a rate, and at least one in every row.
+    """Samples positions to mask, each with a probability, and at least one per row.
 
     Args:
-        key: of the draw.
-        maskable: bool [B, S], such as false at padding and special tokens.
+        key: random key.
+        maskable: bool [B, S], for example false at padding and special tokens.
         rate: probability of a position, 0 to 1.
 
     Returns:
-        bool [B, S]; false throughout a row only where the row has no maskable position.
+        bool [B, S]; all false only in rows without maskable positions.
 
     >>> maskable = jnp.array([[True, False], [False, False]])
     >>> draw_mask(jax.random.key(0), maskable, rate=0.0).tolist()
@@ -169,20 +168,21 @@ def mask_tokens(
 ) -> tuple[jax.Array, jax.Array]:
     """Masks tokens as BERT does (Devlin et al. 2018, arXiv:1810.04805, section 3.1).
 
-    Of the positions that `draw_mask` draws, 80% become ``mask_id``, 10% a random token
-    that is not special, and 10% stay as they are.
+    Of the positions that `draw_mask` samples, 80% become ``mask_id``, 10% a random
+    token that is not special, and 10% are unchanged.
 
     Args:
-        key: of the draws.
+        key: random key.
         tokens: int [B, S].
-        mask_id: the mask token, never drawn as a random one.
-        vocabulary_size: K, ids are below it.
-        special_ids: padding, start, end and separators: never masked, never drawn.
+        mask_id: id of the mask token, never sampled as a random token.
+        vocabulary_size: K, size of the vocabulary.
+        special_ids: ids of padding, start, end and separator tokens, which are never
+            masked and never sampled.
         rate: probability of a position, 0 to 1.
 
     Returns:
-        The model's input, int [B, S], and the mask, bool [B, S]: true where ``tokens``
-        is to be predicted.
+        The model's input, int [B, S], and the mask, bool [B, S], true where ``tokens``
+        are to be predicted.
 
     Raises:
         ValueError: if every id is special.

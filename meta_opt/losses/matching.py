@@ -1,4 +1,4 @@
-"""Video-text matching: is this pair a match? With the negatives it is asked of."""
+"""Video-text matching loss and the sampling of its negatives."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,20 @@ from meta_opt.losses.masked import masked_mean
 def matching_loss(
     logits: jax.Array, matches: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    r"""Binary cross-entropy of whether pairs match, as in VIOLET (arXiv:2111.12681).
+    r"""Binary cross-entropy of matching pairs, as in VIOLET (arXiv:2111.12681).
 
     .. math::
       -\frac{1}{N} \sum_n y_n \log \sigma(z_n) + (1 - y_n) \log \sigma(-z_n)
 
     Args:
-        logits: z, [N], of the B pairs of a batch and of negatives made of them with
+        logits: z, [N], logits of the B pairs of a batch and of negatives made with
             `rolled_negatives` or `hard_negatives`.
         matches: y, bool [N].
-        mask: bool [N], false for pairs that do not count, such as where a row has no
+        mask: bool [N], false for pairs to ignore, such as those of rows without a
             negative. None: all count.
 
     Returns:
-        float32 scalar, nats a pair; 0 if none counts.
+        float32 scalar, nats per pair; 0 if all are masked.
 
     Raises:
         ValueError: if the shapes differ.
@@ -44,15 +44,15 @@ def matching_loss(
 
 
 def negative_pairs(*ids: jax.Array) -> jax.Array:
-    """Which rows of a batch may be paired to make a negative.
+    """Pairs of rows of a batch that are negatives.
 
     Args:
-        ids: arrays [B] or [B, S], such as which clip a row shows and the tokens of its
-            text; at least one.
+        ids: one or more arrays [B] or [B, S], such as the clip's index and the tokens
+            of the text of each row.
 
     Returns:
-        bool [B, B], true where two rows differ in every one of them: false between two
-        captions of one clip, between equal captions of two clips, and on the diagonal.
+        bool [B, B], true where two rows differ in all arrays: false for two captions of
+        the same clip, equal captions of two clips, and on the diagonal.
 
     >>> clip, text = jnp.array([0, 0, 1]), jnp.array([[5, 6], [5, 7], [5, 6]])
     >>> negative_pairs(clip, text).astype(int).tolist()
@@ -67,17 +67,17 @@ def negative_pairs(*ids: jax.Array) -> jax.Array:
 
 
 def rolled_negatives(batch_size: int, shift: int = 1) -> jax.Array:
-    """The text that each video of a batch is paired with to make a negative.
+    """Pairs each video of a batch with another text as a negative.
 
     Args:
         batch_size: B.
-        shift: how many places on.
+        shift: offset from a video to its negative text.
 
     Returns:
-        int [B], a permutation without a fixed point.
+        int [B], a permutation without fixed points.
 
     Raises:
-        ValueError: if the shift leaves every text in its place, as in a batch of one.
+        ValueError: if the shift maps every text to itself, as in a batch of one.
 
     >>> rolled_negatives(3).tolist()
     [1, 2, 0]
@@ -94,20 +94,20 @@ def rolled_negatives(batch_size: int, shift: int = 1) -> jax.Array:
 def hard_negatives(
     key: jax.Array, similarity: jax.Array, positives: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    r"""Negatives drawn by their similarity (ALBEF, Li et al. 2021, arXiv:2107.07651).
+    r"""Samples negatives by similarity (ALBEF, Li et al. 2021, arXiv:2107.07651).
 
     Row i gets column j with probability proportional to :math:`e^{s_{ij}}` over the
-    columns that do not match it. Transposed, each text gets a video.
+    columns that do not match it. To sample a video for each text, transpose.
 
     Args:
-        key: of the draw.
+        key: random key.
         similarity: s, [B, B], scaled by the inverse temperature.
         positives: bool [B, B], true where row and column match, such as two captions of
-            one video. None: the diagonal.
+            the same video. None: the diagonal.
 
     Returns:
         The columns, int [B], and bool [B], false for rows without a negative, whose
-        column means nothing: for the mask of `matching_loss`.
+        column is arbitrary: the mask of `matching_loss`.
 
     Raises:
         ValueError: if the shapes are not [B, B].

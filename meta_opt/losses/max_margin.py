@@ -1,4 +1,4 @@
-"""Max-margin ranking between the two sides of a batch of matching pairs."""
+"""Max-margin ranking loss for a batch of matching pairs."""
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,17 @@ def max_margin_loss(
       \frac{1}{B^2} \sum_{i \ne j} \max(0, \mu + s_{ij} - s_{ii})
       + \max(0, \mu + s_{ij} - s_{jj})
 
-    Every negative has weight one: no mining of hard ones. It is zero once every pair is
-    more similar by the margin than its row and its column. The ranking loss of UniVL
-    (Luo et al. 2020, arXiv:2002.06353), for its joint and its aligned similarity, takes
-    the mean over the diagonal too: larger by the constant :math:`2\mu / B`, with the
-    same gradient.
+    All negatives have weight one, without hard-negative mining. The loss is zero once
+    every matching pair exceeds its row and its column by the margin. The ranking loss
+    of UniVL (Luo et al. 2020, arXiv:2002.06353) includes the diagonal in the mean: it
+    is larger by the constant :math:`2\mu / B`, with the same gradient.
 
     Args:
-        similarity: s, [B, B]; pair i is row i and column i.
+        similarity: s, [B, B]; the matching pair i is row i and column i.
         margin: mu.
-        negatives: bool [B, B], false for pairs off the diagonal that match as well,
-            such as another caption of the same clip; they add 0, and the sum is still
-            divided by B squared. None: every pair off the diagonal is a negative.
+        negatives: bool [B, B], false for off-diagonal pairs that match as well, such as
+            another caption of the same clip; they contribute 0, and the sum is still
+            divided by B squared. None: all off-diagonal pairs are negatives.
 
     Returns:
         float32 scalar; 0 for a batch of one.

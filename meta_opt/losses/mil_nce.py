@@ -7,18 +7,18 @@ import jax.numpy as jnp
 def mil_nce_loss(similarity: jax.Array) -> jax.Array:
     r"""MIL-NCE (Miech et al. 2020, arXiv:1912.06430, equation 1).
 
-    Of the N captions of a video it is enough that some fit:
+    Of the N candidate captions of a video only some need to match:
 
     .. math::
       -\frac{1}{B} \sum_i \log \frac{\sum_n e^{s_{iin}}}
       {\sum_{jn} e^{s_{ijn}} + \sum_{j \ne i} \sum_n e^{s_{jin}}}.
 
     Args:
-        similarity: s, [B, B, N], scaled: entry i, j, n is of video i and the n-th
-            caption of video j.
+        similarity: s, [B, B, N], scaled similarities; entry i, j, n is that of video i
+            and the n-th caption of video j.
 
     Returns:
-        float32 scalar, nats a video; 0 for a batch of one.
+        float32 scalar, nats per video; 0 for a batch of one.
 
     Raises:
         ValueError: if ``similarity`` is not [B, B, N].

@@ -1,4 +1,4 @@
-"""How near written answers are to those that people gave."""
+"""Metrics of generated answers."""
 
 import re
 import string
@@ -8,7 +8,7 @@ _MARKS = str.maketrans("", "", string.punctuation)
 
 
 def plain(text: str) -> str:
-    """Lower case, no punctuation, single spaces: what an exact match compares.
+    """Normalises a text for exact match: lower case, no punctuation, single spaces.
 
     >>> plain(" A red  Fish. ")
     'a red fish'
@@ -19,18 +19,18 @@ def plain(text: str) -> str:
 def answer_metrics(
     written: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Exact match, BLEU and chrF of a corpus, by sacrebleu (Post 2018), lower case.
+    """Exact match, and lower-case corpus BLEU and chrF by sacrebleu (Post 2018).
 
     Args:
-        written: N answers.
-        references: of each, those that are right.
+        written: N generated answers.
+        references: for each, the right answers.
 
     Returns:
-        ``exact_match``: percent whose `plain` form is that of a reference; ``bleu`` and
-        ``chrf``: 0 to 100.
+        ``exact_match``: percentage of answers that equal a reference after `plain`;
+            ``bleu`` and ``chrf``: 0 to 100.
 
     Raises:
-        ValueError: no answer, or none to compare one with.
+        ValueError: no answers, or an answer without references.
 
     >>> answer_metrics(["a Red fish."], [["a red fish"]])["exact_match"]
     100.0
@@ -46,7 +46,7 @@ def answer_metrics(
         plain(text) in {plain(reference) for reference in right}
         for text, right in zip(written, references, strict=True)
     ]
-    # A list for each rank of a reference; shorter ones are filled with the first.
+    # sacrebleu takes one list per reference index; missing references repeat the first.
     most = max(len(right) for right in references)
     columns = [
         [(right[i] if i < len(right) else right[0]).lower() for right in references]

@@ -1,4 +1,4 @@
-"""Metrics of captions, as they are reported for YouCook2, MSR-VTT and COCO."""
+"""Caption metrics, as reported for YouCook2, MSR-VTT and COCO."""
 
 import re
 import types
@@ -14,9 +14,9 @@ _BETA = 1.2
 def words(text: str) -> list[str]:
     """Words of a caption in lower case, without punctuation.
 
-    NLTK's tokenizer of the Penn Treebank: as the tools of COCO, which use Stanford's,
-    it takes clitics apart and keeps hyphens. Not quite as there: full stops within a
-    line are dropped after abbreviations too, and so are brackets.
+    Uses NLTK's Penn Treebank tokenizer: like Stanford's, which the COCO tools use, it
+    splits clitics and keeps hyphens. Unlike there, full stops after abbreviations and
+    brackets are dropped.
 
     >>> words("Don't stir-fry the chef's onions. Add 1/2 cup (100 ml), then salt!")
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -25,7 +25,7 @@ def words(text: str) -> list[str]:
     """
     from nltk.tokenize import TreebankWordTokenizer
 
-    # A full stop at the end of a word: the tokenizer knows that of the last one only.
+    # Remove full stops at the ends of words; the tokenizer splits only the last one.
     text = re.sub(r"\.+(?!\S*\w)", " ", text.lower())
     found = TreebankWordTokenizer().tokenize(text)
     return [word for word in found if word not in _PUNCTUATION]
@@ -38,7 +38,7 @@ def caption_metrics(
 ) -> dict[str, float]:
     r"""BLEU, METEOR, ROUGE-L and CIDEr-D of a corpus of captions, in percent.
 
-    Captions are compared as `words`.
+    Captions are tokenised by `words`.
 
     - BLEU of n-grams up to 3 and up to 4, by sacrebleu (Post 2018), without smoothing
       and with the length of the nearest reference.
@@ -54,9 +54,9 @@ def caption_metrics(
       tools print; it can exceed 100.
 
     Args:
-        candidates: N captions; one without a word scores zero.
-        references: of each, at least one, with at least one word.
-        synonyms: gives the synonyms of a word, for METEOR.
+        candidates: N captions; those without words score zero.
+        references: one or more references for each, with at least one word.
+        synonyms: function that returns the synonyms of a word, for METEOR.
 
     Returns:
         ``bleu3``, ``bleu4``, ``meteor``, ``rouge_l`` and ``cider``.
@@ -109,7 +109,7 @@ def _bleu(
     metric = BLEU(
         tokenize="none", smooth_method="none", max_ngram_order=order, force=True
     )
-    # A list for each rank of a reference; shorter ones are filled with the first.
+    # sacrebleu takes one list per reference index; missing references repeat the first.
     columns = [
         [
             " ".join(several[i] if i < len(several) else several[0])

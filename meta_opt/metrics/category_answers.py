@@ -1,11 +1,11 @@
-r"""Categories that a model answers as ``{"category": X}``: read leniently, and scored.
+r"""Lenient parsing and scoring of category answers of the form ``{"category": X}``.
 
-Read are answers in other case or Unicode form; in single, double or typographic quotes,
-escaped or none; with braces, a code fence, a list or a nested object around them, or
-without some of these; with text before and after; the name of a category alone, after
-a list marker or ``Answer:``; and a name misspelt by few letters. What cannot be read is
-wrong, and counted apart from what was read and is wrong; so is an answer that lists
-several categories.
+Accepted are answers in another case or Unicode form; with single, double, typographic,
+escaped or no quotes; with or without braces, a code fence, a list or a nested object
+around them; with text before and after; the name of a category alone, after a list
+marker or ``Answer:``; and slightly misspelt names. Answers that cannot be parsed, and
+answers that list several categories, are wrong and counted separately from wrong
+categories.
 """
 
 import dataclasses
@@ -20,18 +20,19 @@ LETTERS_PER_EDIT = 5
 "fruit", 2 of "map symbol", none of "bird"."""
 
 MAX_CHARACTERS = 4000
-"""Of an answer that are read: what a model repeats without end costs no time."""
+"""Largest number of characters of an answer that are parsed, which bounds the time for
+endlessly repeating answers."""
 
 _DOUBLE = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033"
 _SINGLE = "\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u00b4"
 _QUOTES = str.maketrans(_DOUBLE + _SINGLE, '"' * len(_DOUBLE) + "'" * len(_SINGLE))
 _ESCAPED = re.compile(r"(?<!\\)\\+(u[0-9a-f]{4}|[\"'/])", re.IGNORECASE)
 _KEY = re.compile(r"(?<!\w)category[\"'`*_]{0,4}\s?(?:[:=]{1,2}>?|is\b)")
-# The key of an object, which counts before the word in a text.
+# The key of a JSON object, which has precedence over the word in running text.
 _JSON_KEY = re.compile(r"[{,]\s*([\"'])category\1\s*:")
 _NESTED = re.compile(r"[\s\[]*\{\s*([\"']?)\w+\1\s*:")
 _FENCE = re.compile(r"```[ \t]*(?:json[0-9]?|text|plaintext)?", re.IGNORECASE)
-# Before the name of a category alone.
+# What may precede the name of a category alone.
 _MARKER = re.compile(r"(?:[-*+\u2022\u2013]|\d{1,2}[.)])\s+")
 _NEXT_ITEM = re.compile(rf"\s*\n\s*{_MARKER.pattern}")
 _LABEL = re.compile(
@@ -39,10 +40,10 @@ _LABEL = re.compile(
     r"answer[*_`\"']{0,3}\s?(?:[:=]|is\b)[*_`\"']{0,3}\s*"
 )
 _AROUND = " \t\n\"'`*{}[]()<>.,:;!?"
-# A name ends here; an apostrophe within a word ends none, and after other marks may
-# stand whatever a model adds.
+# The end of a name: not an apostrophe within a word; after other marks, any text may
+# follow.
 _END = re.compile(r"\s*(?:$|\n|[\"}\]).,;:!?<`*(|]|'(?!\w)|[-\u2013\u2014]+\s)")
-# What stands between a name and another one: {"category": ["fruit", "bird"]}.
+# Separators between several names, as in {"category": ["fruit", "bird"]}.
 _NEXT = re.compile(r"[\s\"'\])}*`]*(?:[,;/|&]|\band\b|\bor\b)[\s\"'\[({*`]*")
 _COLON = re.compile(r"[\"']?\s*:")
 _WELL_FORMED = re.compile(
@@ -52,15 +53,14 @@ _WELL_FORMED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class CategoryAnswer:
-    """What an answer says.
+    """A parsed answer.
 
     Attributes:
-        category: index of the category; -1 where none was found.
+        category: index of the category; -1 if none was found.
         status: ``exact``, a category's name; ``nearest``, a category's name misspelt;
             ``unlisted``, a value that is not a category, or several; ``unparseable``,
             no value.
-        well_formed: whether the answer is the JSON object that was asked for, and
-            nothing else.
+        well_formed: whether the answer is exactly the requested JSON object.
     """
 
     category: int
@@ -69,14 +69,14 @@ class CategoryAnswer:
 
 
 class CategoryParser:
-    r"""Reads answers that name one of a list of categories.
+    r"""Parses answers that name one of a list of categories.
 
     Args:
         categories: K names.
 
     Raises:
-        ValueError: no categories, an empty name, or two names that differ in no more
-            than case, spaces, quotes or Unicode form.
+        ValueError: no categories, an empty name, or two names that differ only in case,
+            spaces, quotes or Unicode form.
 
     Example:
         >>> parser = CategoryParser(["fruit", "road sign"])
@@ -101,16 +101,16 @@ class CategoryParser:
                     "told apart in answers: they differ in case, spaces, quotes or "
                     "Unicode form at most; rename one, or make them one"
                 )
-        # The longest first: "dress shoes" before "dress".
+        # Longest first: "dress shoes" before "dress".
         self._longest = sorted(self._names, key=len, reverse=True)
 
     def __call__(self, text: str) -> CategoryAnswer:
-        """Reads an answer; the first ``category`` in it that has a value counts.
+        """Parses an answer; the first ``category`` with a value counts.
 
-        The key of a JSON object counts before the word in a text.
+        The key of a JSON object has precedence over the word in running text.
 
         Args:
-            text: anything that a model writes; of it `MAX_CHARACTERS` are read.
+            text: any model output, of which the first `MAX_CHARACTERS` are parsed.
         """
         well_formed = _WELL_FORMED.fullmatch(text) is not None
         folded = _fold(text[:MAX_CHARACTERS])
@@ -125,7 +125,7 @@ class CategoryParser:
                 if several:
                     break
                 return CategoryAnswer(self._names[name], "exact", well_formed)
-        # Without a key, a sentence is not a misspelt name.
+        # Without a key, running text must not match as a misspelt name.
         candidates = [_quoted(value) for value in values] or _alone(folded)
         several = several or any(map(_other_elements, values, candidates))
         for candidate in () if several else dict.fromkeys(candidates):
@@ -138,17 +138,17 @@ class CategoryParser:
         return CategoryAnswer(-1, status, well_formed)
 
     def _named(self, value: str) -> tuple[str | None, str]:
-        """The category that a value begins with, and what stands after it."""
+        """The category that a value begins with, and the remaining text."""
         opened = value.lstrip(" \t\n{([`*")
         quote = opened[:1] if opened[:1] in ('"', "'") else ""
-        # A quote may belong to a name, such as 'n' roll.
+        # A quote may be part of a name, such as 'n' roll.
         unquoted = opened[len(quote) :].lstrip()
         for start in dict.fromkeys((unquoted, opened, value.lstrip())):
             for name in self._longest:
                 if not start.startswith(name):
                     continue
                 after = start[len(name) :]
-                # In quotes, a comma is part of what is said: "fruit, red".
+                # Within quotes, a comma is part of the value: "fruit, red".
                 if quote and start is unquoted:
                     ends = re.match(rf"\s*(?:$|\n|\}}|[.]?\s*{quote}(?!\w))", after)
                 else:
@@ -160,12 +160,12 @@ class CategoryParser:
     def _lists_another(
         self, name: str, after: str, items: Sequence[re.Pattern[str]]
     ) -> bool:
-        """Whether another category is listed after the name of one.
+        """Whether an answer lists another category after the first.
 
         Args:
-            name: of the first category.
-            after: what follows it.
-            items: patterns of what else may stand between two of them.
+            name: name of the first category.
+            after: text after the name.
+            items: further patterns of separators between two names.
         """
         patterns = (_NEXT, *items)
         while between := next(filter(None, (p.match(after) for p in patterns)), None):
@@ -178,11 +178,11 @@ class CategoryParser:
             else:
                 return False
             if other != name:
-                return not _COLON.match(after)  # A further key of the object.
+                return not _COLON.match(after)  # Another key of the object.
         return False
 
     def _nearest(self, value: str) -> tuple[str | None, int]:
-        """The one category within the bound that is nearer than all others."""
+        """The unique nearest category within the edit bound."""
         found = []
         for name in self._names:
             bound = len(name) // LETTERS_PER_EDIT
@@ -198,7 +198,7 @@ class CategoryParser:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Letters to insert, delete or replace to make one text of the other.
+    """Edit distance: insertions, deletions and substitutions of letters.
 
     Levenshtein 1966; O(len(a) len(b)).
 
@@ -217,7 +217,7 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def _fold(text: str) -> str:
-    """Case, Unicode form, quotes, escapes and spaces as in names; lines stay."""
+    """Normalises case, Unicode form, quotes, escapes and spaces; keeps line breaks."""
     text = unicodedata.normalize("NFKC", _ESCAPED.sub(_unescape, text))
     text = text.translate(_QUOTES).casefold()
     text = text.replace("\\n", "\n")
@@ -230,7 +230,7 @@ def _unescape(found: re.Match[str]) -> str:
 
 
 def _alone(text: str) -> list[str]:
-    """A text without the key: as it is, and without a marker and a label before it."""
+    """Variants of a text without a key: as it is, and without list marker and label."""
     text = _FENCE.sub("", text).strip()
     name = text
     for before in (_MARKER, _LABEL, _MARKER):
@@ -240,20 +240,20 @@ def _alone(text: str) -> list[str]:
 
 
 def _values(text: str) -> Iterator[str]:
-    """What stands after each ``category:``, to the end of the text.
+    """The text after each ``category:``, to the end.
 
-    After the keys of objects first: a model may give reasons before or in its answer.
+    Keys of objects come first, since a model may give reasons before its answer.
     """
     for key in (*_JSON_KEY.finditer(text), *_KEY.finditer(text)):
         value = text[key.end() :]
-        # An object in its place: {"category": {"name": "fruit"}}.
+        # A nested object: {"category": {"name": "fruit"}}.
         while (nested := _NESTED.match(value)) is not None:
             value = value[nested.end() :]
         yield value
 
 
 def _other_elements(value: str, name: str) -> bool:
-    """Whether a value is a list with another element than one name."""
+    """Whether a value is a list with elements other than one name."""
     if not value.lstrip().startswith("["):
         return False
     elements = value.partition("]")[0].replace(name, "").split(",")
@@ -261,7 +261,7 @@ def _other_elements(value: str, name: str) -> bool:
 
 
 def _quoted(value: str) -> str:
-    """A value up to the quote, brace or line that ends it."""
+    """A value up to the closing quote, brace or line break."""
     value = value.lstrip(" \t\n{([`*")
     if value[:1] in ('"', "'"):
         end = re.search(rf"{value[0]}(?!\w)|[}}\n]", value[1:])
@@ -272,16 +272,16 @@ def _quoted(value: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerReport:
-    """How answers went, of N.
+    """Statistics of N answers.
 
     Attributes:
-        predictions: int [N], indices of categories; -1 where none was read.
-        correct: how many are right.
-        knowledge_errors: how many name another category.
-        unlisted: how many name what is not a category, or several categories.
-        unparseable: how many name nothing: errors of format.
-        nearest: of those that were read, how many were misspelt.
-        well_formed: how many are the JSON object that was asked for.
+        predictions: int [N], indices of categories; -1 for none.
+        correct: number of right answers.
+        knowledge_errors: number of answers with a wrong category.
+        unlisted: number of answers with an unknown category, or several categories.
+        unparseable: number of answers without a category (format errors).
+        nearest: number of parsed answers that were misspelt.
+        well_formed: number of answers that are exactly the requested JSON object.
     """
 
     predictions: np.ndarray
@@ -293,7 +293,7 @@ class AnswerReport:
     well_formed: int
 
     def metrics(self) -> dict[str, float]:
-        """Each count as a fraction of N, ``accuracy`` the correct."""
+        """Each count as a fraction of N; ``accuracy`` is that of correct answers."""
         counts = dataclasses.asdict(self)
         count = len(counts.pop("predictions"))
         counts["accuracy"] = counts.pop("correct")
@@ -303,7 +303,7 @@ class AnswerReport:
 def report_answers(
     written: Sequence[str], labels: np.ndarray, categories: Sequence[str]
 ) -> AnswerReport:
-    """Reads answers and tells errors of format from errors of knowledge.
+    """Parses answers and separates format errors from wrong categories.
 
     Args:
         written: N answers.
@@ -311,8 +311,8 @@ def report_answers(
         categories: K names.
 
     Raises:
-        ValueError: no answers, as many labels as there are not answers, a label that is
-            no category, or as `CategoryParser`.
+        ValueError: no answers, different numbers of answers and labels, a label out of
+            range, or as `CategoryParser`.
 
     Example:
         >>> answers = ['{"category": "fruit"}', "bird", "no idea", '{"category": "x"}']

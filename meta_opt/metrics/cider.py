@@ -1,4 +1,4 @@
-"""CIDEr-D: n-grams in common with the references, the rare ones counting most."""
+"""CIDEr-D: TF-IDF similarity of n-grams with the references."""
 
 import math
 from collections import Counter
@@ -25,16 +25,16 @@ def cider_d(
       e^{-(l(c) - l(s_m))^2 / 2 \sigma^2}\,
       \frac{\min(g^n(c), g^n(s_m)) \cdot g^n(s_m)}{\|g^n(c)\| \|g^n(s_m)\|}.
 
-    Document frequencies are those of the evaluated set, so that figures of different
-    sets, or of a part of one, do not compare; with a single candidate all are zero.
+    Document frequencies are those of the evaluated set, so that values of different
+    sets, or of subsets, are not comparable; with a single candidate all are zero.
 
     Args:
         candidates: N sequences of words, lower case.
-        references: of each, M sequences of words, M at least 1.
-        sigma: width of the penalty on differences of length, in words.
+        references: for each, M sequences of words, M at least 1.
+        sigma: width of the length penalty, in words.
 
     Returns:
-        float64 [N], 0 to 10. What tables print is 100 times the mean.
+        float64 [N], 0 to 10. Tables report 100 times the mean.
 
     >>> fish, bird = "a red fish swims".split(), "the blue bird flies".split()
     >>> cider_d([fish, bird], [[fish], [bird]]).round(6).tolist()
@@ -44,7 +44,7 @@ def cider_d(
     frequency = Counter(gram for several in counted for gram in set().union(*several))
 
     def vectors(grams: Counter) -> list[dict[tuple[str, ...], float]]:
-        """A sparse vector for each order."""
+        """One sparse vector per n-gram order."""
         parts: list[dict[tuple[str, ...], float]] = [{} for _ in _ORDERS]
         for gram, count in grams.items():
             rarity = math.log(len(references)) - math.log(max(1, frequency[gram]))
@@ -71,12 +71,12 @@ def _ngrams(words: Sequence[str]) -> Counter[tuple[str, ...]]:
 
 
 def _clipped_cosine(candidate: dict, reference: dict) -> float:
-    """Cosine with the candidate's entries cut at the reference's; 0 if undefined."""
+    """Cosine with the candidate clipped to the reference; 0 if undefined."""
     norms = math.hypot(*candidate.values()) * math.hypot(*reference.values())
     if not norms:
         return 0.0
     common = candidate.keys() & reference.keys()
-    # A set's order changes from run to run, and fsum does not depend on it.
+    # The order of a set varies between runs; fsum does not depend on it.
     return (
         math.fsum(min(candidate[g], reference[g]) * reference[g] for g in common)
         / norms

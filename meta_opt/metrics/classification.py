@@ -1,4 +1,4 @@
-"""Classification metrics, of many weightings of the examples, and calibration."""
+"""Classification metrics, with bootstrap weights of examples, and calibration."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def classification_metrics(
 
     Returns:
         ``accuracy``, and ``macro_f1``: the mean over the classes that occur in labels
-        or predictions, with zero where F1 is undefined. Both are fractions of 1.
+        or predictions, where an undefined F1 counts as zero. Both are in [0, 1].
     """
     found = class_averages(labels, predictions)
     return {name: float(found[name]) for name in ("accuracy", "macro_f1")}
@@ -31,9 +31,9 @@ def probability_metrics(
         bins: see `calibration_error`.
 
     Returns:
-        Those of `classification_metrics`, and ``weighted_f1``: the mean over classes
-        by their number of labels; ``ece``: see `calibration_error`; ``loss``: mean
-        cross-entropy in nats.
+        The metrics of `classification_metrics`, and ``weighted_f1``: the mean over
+        classes weighted by their number of labels; ``ece``: see `calibration_error`;
+        ``loss``: mean cross-entropy in nats.
     """
     predictions = np.argmax(probabilities, axis=-1)
     averages = class_averages(labels, predictions)
@@ -54,14 +54,14 @@ def calibration_error(
 ) -> float:
     """Expected calibration error of the predicted class (Guo et al. 2017).
 
-    Predictions are put into bins of equal width by their confidence; of each bin the
-    accuracy and the mean confidence differ by some amount, of which this is the mean
-    over all predictions (arXiv:1706.04599, equation 3).
+    Predictions are grouped by confidence into bins of equal width; the error is the
+    mean over all predictions of the absolute difference between accuracy and mean
+    confidence of their bin (arXiv:1706.04599, equation 3).
 
     Args:
         labels: int [N].
         probabilities: float [N, K].
-        bins: how many.
+        bins: number of bins.
 
     >>> probabilities = np.array([[0.8, 0.2], [0.8, 0.2]])
     >>> round(calibration_error(np.array([0, 1]), probabilities), 3)
@@ -74,24 +74,25 @@ def calibration_error(
 def class_averages(
     labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Precision, recall and F1 over classes, for many weightings of the examples.
+    """Class-averaged precision, recall and F1, for many weightings of the examples.
 
-    The same as scikit-learn's with ``sample_weight``, for R weightings in one pass: the
-    samples of a bootstrap are 2,000.
+    Equal to scikit-learn's with ``sample_weight``, but for R weightings in one pass,
+    such as the 2,000 samples of a bootstrap.
 
     Args:
         labels: int [N].
-        predictions: int [N]; negative where there is none, which is wrong and no class.
-        weights: float [R, N], not negative; None for one weighting, of all alike.
+        predictions: int [N]; negative for none, which counts as wrong and not as a
+            class.
+        weights: float [R, N], non-negative; None for equal weights.
 
     Returns:
         ``accuracy``, and ``macro_`` and ``weighted_`` ``precision``, ``recall`` and
-        ``f1``, each float [R] of fractions of 1, [] without weights. Macro is the mean
-        over the classes that occur, with weight, in labels or predictions, weighted
-        that by the classes' share of the labels; what is undefined is zero.
+        ``f1``, each float [R] in [0, 1], scalars without weights. Macro averages are
+        means over the classes with positive weight in labels or predictions, weighted
+        averages use the classes' share of the labels; undefined values count as zero.
 
     Raises:
-        ValueError: no examples, or arrays of other shapes.
+        ValueError: no examples, or inconsistent shapes.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.ndim != 1 or labels.shape != predictions.shape or not len(labels):
@@ -131,21 +132,21 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def expected_calibration_error(
     confidences: np.ndarray, correct: np.ndarray, bins: int = 15
 ) -> float:
-    """`calibration_error` of confidences, where not all probabilities are kept.
+    """`calibration_error` from confidences only.
 
     ``sum_b n_b / N |accuracy_b - confidence_b|`` (Guo et al. 2017, arXiv:1706.04599).
-    It is above 0 by chance even of a calibrated model, the more the fewer the examples.
+    It is biased above 0 even for a calibrated model, more so for few examples.
 
     Args:
         confidences: float [N], probabilities of the predictions.
         correct: bool [N].
-        bins: of (0, 1], each with its upper edge; 0 belongs to the first.
+        bins: number of bins of (0, 1], closed on the right; 0 belongs to the first.
 
     Returns:
-        A fraction of 1.
+        The error, in [0, 1].
 
     Raises:
-        ValueError: no examples, other shapes, or confidences outside [0, 1].
+        ValueError: no examples, inconsistent shapes, or confidences outside [0, 1].
 
     Example:
         >>> round(expected_calibration_error([0.9, 0.9, 0.6], [True, False, True]), 3)

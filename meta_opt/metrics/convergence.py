@@ -1,4 +1,4 @@
-"""How soon a curve of losses gets where it should."""
+"""Convergence speed of loss curves."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ _NEAR, _STAYS = 1.01, 3
 
 
 def convergence_epoch(losses: Sequence[float]) -> int:
-    """The first epoch within 1% of the run's best loss that stays so for 3 epochs.
+    """The first of 3 consecutive epochs within 1% of the run's best loss.
 
     Args:
-        losses: on validation data after each epoch.
+        losses: validation loss after each epoch.
 
     Returns:
-        From 1. At the end of a run fewer epochs are enough; a run that always leaves
-        again, since it overfits, converges with its last epoch.
+        The epoch, from 1. Near the end of a run fewer than 3 epochs suffice; a run that
+        always leaves the range again, since it overfits, converges at its last epoch.
 
     >>> convergence_epoch([2.0, 1.0, 1.5, 1.001, 1.0, 1.0])
     4
@@ -31,15 +31,15 @@ def steps_to_target(
 ) -> int | None:
     """Returns the first step whose value is at or below ``target``.
 
-    Only steps with an evaluation count: nothing is interpolated.
+    Only evaluated steps are considered, without interpolation.
 
     Args:
         steps: ascending.
-        values: one for each step; NaN reaches nothing.
-        target: a loss.
+        values: loss at each step; NaN never reaches the target.
+        target: target loss.
 
     Returns:
-        A step, or None if the target was not reached.
+        The step, or None if the target was not reached.
 
     >>> steps_to_target([0, 10, 20], [3.0, 2.0, 1.0], 2.0)
     10

@@ -1,4 +1,4 @@
-"""The mean corruption error of ImageNet-C, with a baseline and without.
+"""Mean corruption error of ImageNet-C, with and without a baseline.
 
 Hendrycks and Dietterich 2019, arXiv:1903.12261, section 4.1.
 """
@@ -9,13 +9,11 @@ import numpy as np
 
 
 def mean_error(errors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The error over all severities and then over all corruptions, not normalised.
+    """Mean error over severities and then over corruptions, not normalised.
 
     Args:
-        errors: top-1 error by corruption, float [V, ...] of V severities.
-
-    Returns:
-        float [...], fractions of 1.
+        errors: top-1 error by corruption, float [V, ...] of V severities. Returns:
+            float [...], fractions of 1.
 
     Raises:
         ValueError: no corruption.
@@ -31,25 +29,25 @@ def mean_corruption_error(
     clean: np.ndarray | float = 0.0,
     baseline_clean: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Errors over the baseline's, in the mean over corruptions: mCE.
+    """Mean over corruptions of errors relative to the baseline's (mCE).
 
-    The corruption error of one corruption is the sum of the errors over its severities
-    over the baseline's sum, so that hard corruptions do not outweigh easy ones. With
-    the errors on clean pictures it is the relative mCE: what corruption adds, over
-    what it adds to the baseline's errors.
+    The error of a corruption is the sum over its severities, divided by the baseline's
+    sum, so that hard corruptions do not outweigh easy ones. With the errors on clean
+    images it is the relative mCE: the increase of the error, divided by the baseline's
+    increase.
 
     Args:
         errors: top-1 error by corruption, float [V, ...] of V severities.
-        baseline: the same of the model that it is relative to (AlexNet in the paper).
-        clean: error on clean pictures, [...]; 0 for mCE.
-        baseline_clean: the baseline's, [...]; 0 for mCE.
+        baseline: errors of the baseline model (AlexNet in the paper).
+        clean: error on clean images, [...]; 0 for mCE.
+        baseline_clean: the baseline's error on clean images, [...]; 0 for mCE.
 
     Returns:
-        float [...]; 1 is as good as the baseline. NaN where the baseline has, or is
-        added, no error by a corruption.
+        float [...]; 1 equals the baseline. NaN if the denominator of a corruption is
+        zero.
 
     Raises:
-        ValueError: other corruptions or severities than the baseline's.
+        ValueError: corruptions or severities differ from the baseline's.
 
     Example:
         >>> float(mean_corruption_error({"noise": [0.1, 0.2]}, {"noise": [0.2, 0.4]}))

@@ -1,4 +1,4 @@
-"""The mean of ratios."""
+"""The geometric mean, for averages of ratios."""
 
 from collections.abc import Iterable
 

@@ -1,8 +1,8 @@
-"""95% confidence intervals: of means, of proportions, and by the bootstrap.
+"""95% confidence intervals of means and proportions, and bootstrap intervals.
 
-Where several runs (seeds of training) predict the same examples, neither are their
-answers to one example independent, nor the examples of one run: the bootstrap draws
-both again.
+If several runs (training seeds) predict the same examples, neither predictions for the
+same example nor predictions of the same run are independent: the bootstrap resamples
+both.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class Interval:
 
     Attributes:
         mean: the estimate.
-        low: lower end; None where there is no interval, as of a single value.
-        high: upper end; None where there is none.
+        low: lower end; None without an interval, as for a single value.
+        high: upper end; None without an interval.
     """
 
     mean: float
@@ -46,11 +46,11 @@ def interval(values: Iterable[float]) -> Interval:
 
 
 def wilson(successes: int, count: int) -> Interval:
-    """Wilson's score interval of a proportion, of independent trials.
+    """Wilson score interval of a proportion of independent trials.
 
     Args:
-        successes: of the trials.
-        count: how many trials.
+        successes: number of successes.
+        count: number of trials.
 
     Raises:
         ValueError: no trials, or more successes than trials.
@@ -69,36 +69,36 @@ def wilson(successes: int, count: int) -> Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Resamples:
-    """Bootstrap samples of examples and of runs, as the weights of each.
+    """Bootstrap samples of examples and runs, as weights.
 
-    What is compared is resampled alike: pass the same one for all metrics and models.
+    Comparisons need the same samples: use one object for all metrics and models.
 
     Attributes:
-        examples: float [R, N], how often each is drawn, over N.
-        runs: float [R, S], how often each is drawn, over S.
+        examples: float [R, N], number of times each example is drawn, divided by N.
+        runs: float [R, S], number of times each run is drawn, divided by S.
     """
 
     examples: np.ndarray
     runs: np.ndarray
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """The mean of each sample: from [S, N], of run and example, to [R]."""
+        """The mean of each bootstrap sample, [R], of values [S, N] (run, example)."""
         return np.einsum("rs,sn,rn->r", self.runs, values, self.examples, optimize=True)
 
 
 def resample(
     num_examples: int, num_runs: int = 1, count: int = 2000, seed: int = 0
 ) -> Resamples:
-    """Draws examples and, independently, runs, with replacement.
+    """Draws examples and, independently, runs with replacement.
 
-    The samples of examples do not depend on the number of runs. Few runs vary less in
-    samples than they do in truth, by the factor ``(S - 1) / S``.
+    The samples of examples do not depend on the number of runs. For few runs the
+    bootstrap underestimates their variance, by the factor ``(S - 1) / S``.
 
     Args:
         num_examples: N.
         num_runs: S.
-        count: R, samples.
-        seed: of the random numbers.
+        count: R, number of bootstrap samples.
+        seed: random seed.
 
     Raises:
         ValueError: a number below 1.
@@ -117,11 +117,11 @@ def resample(
 
 
 def percentile_interval(estimate: float, values: np.ndarray) -> Interval:
-    """The bootstrap's percentile interval (Efron 1981).
+    """Percentile bootstrap interval (Efron 1981).
 
     Args:
-        estimate: of all data.
-        values: float [R], of the samples.
+        estimate: estimate from all data.
+        values: float [R], estimates from the bootstrap samples.
     """
     low, high = np.quantile(values, [_TAIL, 1 - _TAIL])
     return Interval(estimate, float(low), float(high))

@@ -1,10 +1,10 @@
-"""METEOR 1.5 with the stages that need no data: exact words and their stems.
+"""METEOR 1.5 with the stages that need no data: exact words and stems.
 
 The tool of Denkowski and Lavie also matches WordNet synonyms and paraphrases from a
-table. Without them fewer words match, so that figures are lower than the tool's default
-and not comparable with published ones. They are the tool's with ``-m "exact stem" -w
-"1.0 0.6"`` and the same function words, except in sentences that hold several words of
-one stem, where the tool's search sometimes leaves one of them unmatched.
+table. Without them fewer words match, so that scores are lower than the tool's default
+and not comparable with published ones. They equal those of the tool with ``-m "exact
+stem" -w "1.0 0.6"`` and the same function words, except in sentences with several words
+of the same stem, where the tool's search sometimes leaves one of them unmatched.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-"""Of English in METEOR 1.5, tuned on rankings: weight of recall, exponent and weight of
-the fragmentation penalty, weight of content words."""
+"""METEOR 1.5's parameters for English, tuned on rankings: weight of recall, exponent
+and weight of the fragmentation penalty, weight of content words."""
 
 EXACT, STEM, SYNONYM = 1.0, 0.6, 0.8
-"""Weights of the stages."""
+"""Weights of the matching stages."""
 
 FUNCTION_WORDS = frozenset(
     "a an the this that these those and or but if of to in on at by for with from as "
@@ -25,7 +25,7 @@ FUNCTION_WORDS = frozenset(
     "were be been am has have had do does did will would can could may not no n't 's "
     "all some more other also so then".split()
 )
-"""Frequent words of the closed classes; the tool's list comes from a corpus of news."""
+"""Frequent function words; the tool's list was derived from a news corpus."""
 
 _BEAM = 40
 
@@ -39,9 +39,9 @@ def meteor(
     r"""METEOR of a corpus (Denkowski and Lavie 2014, section 2).
 
     Words are aligned one to one (`align`), each pair with the weight w of the first
-    stage at which it matches; a chunk is a run of pairs that are adjacent and in order
-    on both sides. With :math:`\delta_c` and :math:`\delta_r` the weights of words,
-    :math:`\delta` of content words and :math:`1 - \delta` of function words,
+    stage at which it matches; a chunk is a sequence of pairs that are adjacent and in
+    order on both sides. With :math:`\delta_c` and :math:`\delta_r` the weights of
+    words, :math:`\delta` of content words and :math:`1 - \delta` of function words,
 
     .. math::
       P = \frac{\sum_{matched} w\, \delta_c}{\sum_c \delta_c}, \quad
@@ -49,19 +49,19 @@ def meteor(
       F = \frac{P R}{\alpha P + (1 - \alpha) R}, \quad
       \Big(1 - \gamma \Big(\frac{chunks}{matches}\Big)^\beta\Big) F.
 
-    Of several references the one with the best score counts. The corpus's score is of
-    the sums over its sentences, not the mean of their scores; a sentence that equals
+    Of several references the best-scoring one counts. The corpus score is computed from
+    sums over sentences rather than as a mean of their scores; a sentence that equals
     its reference adds no chunk.
 
     Args:
         candidates: N sequences of words, lower case.
-        references: of each, at least one sequence of words.
-        synonyms: gives the synonyms of a word, such as
-            ``lambda word: table.get(word, ())``. None: no such stage.
-        function_words: words that count less.
+        references: for each, one or more sequences of words.
+        synonyms: function that returns the synonyms of a word, such as ``lambda word:
+            table.get(word, ())``. None disables this stage.
+        function_words: words with a lower weight.
 
     Returns:
-        0 to 1; 0 where nothing matches.
+        The score, 0 to 1; 0 if nothing matches.
 
     >>> fish = "a red fish".split()
     >>> meteor([fish], [[fish]]), meteor([["fishes"]], [[["fish"]]])
@@ -89,7 +89,7 @@ def meteor(
         return 1 - DELTA if word in function_words else DELTA
 
     def counts(candidate: Sequence[str], reference: Sequence[str]) -> np.ndarray:
-        """What a score is made of: sums that add up over sentences."""
+        """The statistics of a score, which are summed over sentences."""
         pairs = align([[match(a, b) for b in reference] for a in candidate])
         chunks = sum(
             not k or (i - 1, j - 1) != pairs[k - 1] for k, (i, j) in enumerate(pairs)
@@ -128,17 +128,17 @@ def align(weights: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     """Aligns two sequences of words one to one, by a beam search.
 
     Args:
-        weights: a row for each word of the candidate, a column for each of the
-            reference; 0 where the two do not match.
+        weights: one row per word of the candidate and one column per word of the
+            reference; 0 if the two do not match.
 
     Returns:
-        Pairs of positions, ascending in the first: with the largest sum of weights, of
-        these in the fewest chunks, of these with the smallest sum of distances.
+        Pairs of positions, ascending in the first, that maximise the sum of weights,
+        then minimise the number of chunks, then the sum of distances.
 
     >>> align([[1, 0, 1], [0, 1, 0]])  # "the cat" and "the cat the"
     [(0, 0), (1, 1)]
     """
-    # Of each state: cost, positions taken, position of the last word if that matched.
+    # Beam state: cost, used positions, position of the previous word if it matched.
     beam: list[tuple] = [((0.0, 0, 0), 0, -2, ())]
     for i, row in enumerate(weights):
         best: dict[tuple[int, int], tuple] = {}
@@ -147,7 +147,9 @@ def align(weights: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
             for j, weight in enumerate(row):
                 if weight and not taken >> j & 1:
                     cost = (
-                        round(gain - weight, 6),  # Equal sums are equal in any order.
+                        round(
+                            gain - weight, 6
+                        ),  # Rounded, so that equal sums compare as equal in any order.
                         chunks + (last != j - 1),
                         distance + abs(i - j),
                     )

@@ -1,4 +1,4 @@
-"""Tests of whether one of two classifiers of the same examples is right more often."""
+"""Paired significance tests of two classifiers on the same examples."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
-    """McNemar's exact test: two-sided p value that both are right equally often.
+    """Exact McNemar test: two-sided p value of equal accuracy.
 
-    Of the examples of which just one classifier is right, each has either with
-    probability 1/2 (McNemar 1947; a binomial test).
+    Under the null hypothesis, each example with exactly one right classifier has either
+    with probability 1/2 (McNemar 1947; a binomial test).
 
     Args:
-        first: bool [N], where the first is right.
-        second: bool [N], where the second is, on the same examples.
+        first: bool [N], whether the first classifier is right.
+        second: bool [N], whether the second classifier is right on the same examples.
 
     Raises:
         ValueError: arrays of different lengths.
@@ -38,13 +38,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def combine_p_values(p_values: Sequence[float]) -> float:
-    """One p value from several of the same hypothesis, however they depend.
+    """Combines p values of the same hypothesis under arbitrary dependence.
 
-    It is ``S / k`` times the k-th smallest of S, for ``k = S // 2 + 1`` (Rüger 1978):
-    about twice the median. Runs that are tested on the same examples do depend.
+    The result is ``S / k`` times the k-th smallest of S, for ``k = S // 2 + 1`` (Rüger
+    1978): about twice the median. Runs that are tested on the same examples are
+    dependent.
 
     Args:
-        p_values: one for each run.
+        p_values: p value of each run.
 
     Raises:
         ValueError: no p values.

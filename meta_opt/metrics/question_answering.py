@@ -1,7 +1,7 @@
-"""Metrics of video question answering by choice or by count.
+"""Metrics of multiple-choice and counting questions about videos.
 
-Answers in words have exact match (`meta_opt.metrics.answers`), answers out of a fixed
-vocabulary accuracy (`meta_opt.metrics.classification`).
+For generated answers see exact match (`meta_opt.metrics.answers`), for a fixed
+vocabulary of answers accuracy (`meta_opt.metrics.classification`).
 """
 
 import numpy as np
@@ -12,21 +12,21 @@ from meta_opt.metrics.retrieval import ranks
 def multiple_choice_accuracy(
     scores: np.ndarray, answers: np.ndarray, valid: np.ndarray | None = None
 ) -> float:
-    """Share of the questions whose right choice alone has the highest score.
+    """Share of the questions whose right option has the strictly highest score.
 
-    A tie counts as wrong, so that a model which scores all choices equally gets zero.
+    Ties count as wrong, so that a model with constant scores gets zero.
 
     Args:
-        scores: [N, C], of C choices to each question.
-        answers: int [N], the right choice.
-        valid: bool [N, C], false at padding where a question has fewer choices. None:
-            all are choices.
+        scores: [N, C], scores of the C options of each question.
+        answers: int [N], index of the right option.
+        valid: bool [N, C], false at padding of questions with fewer options. None: all
+            are valid.
 
     Returns:
-        A fraction of 1.
+        The accuracy, in [0, 1].
 
     Raises:
-        ValueError: if the shapes do not fit, or an answer is not a valid choice.
+        ValueError: if shapes are inconsistent, or an answer is not a valid option.
 
     >>> scores = np.array([[0.1, 0.9], [0.5, 0.5]])
     >>> multiple_choice_accuracy(scores, np.array([1, 0]))
@@ -58,19 +58,19 @@ def count_metrics(
 ) -> dict[str, float]:
     """Accuracy and squared error of counts, as in TGIF-QA (Jang et al. 2017).
 
-    Predictions are rounded to whole numbers, halves up, and clipped first.
+    Predictions are first rounded to integers, halves up, and clipped.
 
     Args:
         counts: int [N].
-        predictions: float [N], of a regression.
-        lowest: the smallest count there is.
-        highest: the largest.
+        predictions: float [N], regression outputs.
+        lowest: smallest possible count.
+        highest: largest possible count.
 
     Returns:
-        ``accuracy``, a fraction of 1, and ``mse``, the mean squared error.
+        ``accuracy``, in [0, 1], and ``mse``, the mean squared error.
 
     Raises:
-        ValueError: if the shapes differ, there is no count, or a prediction is NaN.
+        ValueError: if the shapes differ or are empty, or a prediction is NaN.
 
     >>> count_metrics(np.array([2, 5, 10]), np.array([2.4, 3.0, 99.0]))["mse"]
     1.3333333333333333

@@ -1,4 +1,4 @@
-"""Metrics of predicted numbers, and of sentiment, as reported for CMU-MOSI."""
+"""Regression metrics, and sentiment metrics as reported for CMU-MOSI."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def regression_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str,
         predictions: float [N].
 
     Returns:
-        ``mae``, in the unit of the scores; ``correlation``, 0 where it is undefined.
+        ``mae``, in the unit of the scores; ``correlation``, 0 if it is undefined.
 
     >>> regression_metrics(np.array([1.0, 3.0]), np.array([2.0, 2.0]))
     {'mae': 1.0, 'correlation': 0.0}
@@ -30,12 +30,12 @@ def regression_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str,
 def sentiment_metrics(scores: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """Mean absolute error, correlation, and accuracy and F1 of the sign.
 
-    Papers draw the line between two classes (Acc-2) in two ways: negative against
-    non-negative, and negative against positive without the neutral examples. Their F1
-    is the mean over the classes weighted by their share of the examples.
+    Papers define the two classes of Acc-2 in two ways: negative against non-negative,
+    and negative against positive without neutral examples. Their F1 is the mean over
+    the classes weighted by their share of the examples.
 
     Args:
-        scores: float [N], of -3 to 3, 0 if neutral.
+        scores: float [N], from -3 to 3, 0 if neutral.
         predictions: float [N].
 
     Returns:

@@ -1,4 +1,4 @@
-"""Image-text retrieval: recall at k and median rank, both ways."""
+"""Image-text retrieval: recall at k and median rank in both directions."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def ranks(similarity: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Rank of the best correct item of each query, from 1, ties counted against it.
+    """Rank of the best correct item of each query, from 1, with pessimistic ties.
 
-    An item that is not correct and at least as similar as the best correct one precedes
-    it; so does every one if the correct item's similarity is NaN.
+    Incorrect items that are at least as similar as the best correct one precede it; all
+    of them do if the correct item's similarity is NaN.
 
     Args:
-        similarity: [Q, N] of queries and items.
+        similarity: [Q, N], similarities of queries and items.
         correct: bool [Q, N], at least one true in each row.
 
     Returns:
@@ -29,14 +29,14 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Recall at k and median rank, image to text and text to image.
 
-    A query is solved at k if one of its correct items is among the k most similar,
-    with ties counted against it (`ranks`): a model that gives everything one embedding
-    scores zero. Items of other groups with equal captions are not merged.
+    A query is solved at k if one of its correct items is among the k most similar, with
+    pessimistic ties (`ranks`), so that a model with constant embeddings scores zero.
+    Items of other groups with equal captions are not merged.
 
     Args:
         similarity: [N, N], images by texts; pair i is image i and text i.
-        groups: int [N]; items of equal group are correct answers to each other (such as
-            equal titles). None: only the pair itself.
+        groups: int [N]; items of the same group (such as equal titles) are correct
+            answers to each other. None: only the pair itself.
         ks: cut-offs.
 
     Returns:

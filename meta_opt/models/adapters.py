@@ -1,7 +1,7 @@
-"""Adapters alone: in our own format for any model, and as PEFT has them.
+"""Saving and loading of adapters, in our own format for any model and in PEFT's.
 
-Ours: ``adapters.safetensors`` (arrays by '/'-joined path) and ``adapters.json`` (the
-configuration and the SHA-256). PEFT's, for CLIP and SigLIP:
+Our format: ``adapters.safetensors`` (arrays by '/'-joined path) and ``adapters.json``
+(the configuration and the SHA-256). PEFT's format, for CLIP and SigLIP:
 ``adapter_model.safetensors`` and ``adapter_config.json``, which
 ``peft.PeftModel.from_pretrained`` reads.
 """
@@ -34,7 +34,7 @@ _PEFT = ("adapter_config.json", "adapter_model.safetensors")
 def save_adapters(
     folder: str | os.PathLike, model: nnx.Module, config: LoRAConfig
 ) -> None:
-    """Writes the adapters of a model and nothing else of it.
+    """Saves the adapters of a model, without its other parameters.
 
     Args:
         folder: created if needed.
@@ -55,14 +55,14 @@ def save_adapters(
 
 
 def load_adapters(folder: str | os.PathLike, model: nnx.Module) -> LoRAConfig:
-    """Puts adapters that `save_adapters` wrote on a model, in place.
+    """Loads adapters saved by `save_adapters` into a model, in place.
 
     Returns:
-        The configuration that they were made with.
+        The configuration of the adapters.
 
     Raises:
-        ValueError: a folder without them, a damaged one, a model that has adapters
-            already or is of another architecture.
+        ValueError: a missing or damaged file, or a model that already has adapters or
+            has another architecture.
     """
     folder = Path(folder)
     about = _read_about(folder, _OURS)
@@ -90,19 +90,19 @@ def save_peft(
     config: LoRAConfig,
     base_model: str = "",
 ) -> None:
-    """Writes the adapters of a CLIP or SigLIP model as PEFT does.
+    """Saves the adapters of a CLIP or SigLIP model in PEFT's format.
 
     Args:
         folder: created if needed.
-        model: with adapters, on linear layers of the towers.
+        model: a model with adapters on linear layers of the towers.
         config: that they were added with.
-        base_model: name or folder of the model underneath, for those who load them.
+        base_model: name or folder of the base model, which is recorded in the file.
 
     Raises:
         ValueError: a model without adapters, a generative one (see
             `meta_opt.models.huggingface.module_names`), or adapters on a layer that is
-            no linear layer of its own there (patches; query, key, value of the pooling
-            head).
+            not a separate linear layer in Transformers (patches; query, key, value of
+            the pooling head).
     """
     tensors, modules, params = {}, set(), by_path(model)
     for path, param in _adapters(model).items():
@@ -135,25 +135,24 @@ def save_peft(
 
 
 def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
-    """Puts LoRA adapters that PEFT wrote on a CLIP or SigLIP model, in place.
+    """Loads LoRA adapters in PEFT's format into a CLIP or SigLIP model, in place.
 
-    The model computes what it does in PEFT. There ``init_lora_weights`` of ``pissa``
-    and ``olora`` changes the kernels too; here they stay as they are, and what was
-    taken off them is a second half of the adapters, whose rank is doubled. Layers with
-    a scale of their own (``alpha_pattern``) have it in B, and those of a stack with
-    another rank, or without adapters, are filled up with zeros.
+    The model computes the same function as in PEFT. There, ``init_lora_weights`` of
+    ``pissa`` and ``olora`` also modifies the kernels; here the kernels are unchanged,
+    and what was subtracted from them becomes a second half of the adapters, whose rank
+    is doubled. Per-layer scales (``alpha_pattern``) are folded into B, and layers of a
+    stack with a lower rank, or without adapters, are padded with zeros.
 
     Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        model: with kernels in floats.
+        folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        model: a model with floating-point kernels.
 
     Returns:
         A configuration that would add the same adapters.
 
     Raises:
-        ValueError: a setting that is neither applied nor without effect, adapters on
-            layers that the model does not have, or not on those that they should be on;
-            they are named.
+        ValueError: an unsupported setting, adapters on layers that the model does not
+            have, or missing adapters; the message names them.
     """
     folder = Path(folder)
     about = _read_about(folder, _PEFT)
@@ -190,7 +189,7 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
 def _put_on(
     model: nnx.Module, config: LoRAConfig, arrays: dict[str, np.ndarray]
 ) -> None:
-    """Adds adapters and gives them their values."""
+    """Adds adapters and sets their values."""
     if by_path(model, LoRAParam):
         raise ValueError("the model has adapters already; merge them first")
     add_lora(model, config, rngs=nnx.Rngs(0))

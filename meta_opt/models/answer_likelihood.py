@@ -1,7 +1,7 @@
-"""How likely a model thinks each of a list of answers, image and prompt read once.
+"""Log-likelihoods of given answers, with a single pass over image and prompt.
 
-To choose among known answers is decoding constrained to them, without search: all are
-scored, and one that the model would never write freely can still be the likeliest.
+Choosing among known answers is constrained decoding without search: all are scored, and
+an answer that free decoding would never produce can still be the most likely.
 """
 
 import functools
@@ -27,8 +27,8 @@ def answer_log_likelihoods(
     .. math::
       \log p(a_k \mid x_b) = \sum_s \log p(a_{ks} \mid x_b, a_{k1}, ..., a_{k,s-1}),
 
-    over the tokens that are not padding. The token that ends an answer counts, so that
-    "dress" competes with "dress shoes"; there is no normalisation by length.
+    over the tokens that are not padding. The end token is included, so that "dress"
+    competes with "dress shoes"; there is no length normalisation.
 
     Args:
         model: with adapters or without.
@@ -40,8 +40,8 @@ def answer_log_likelihoods(
         float32 [B, K], nats.
 
     Raises:
-        ValueError: answers that are no [K, S], an answer without tokens; shapes that
-            are not the model's.
+        ValueError: answers of another shape than [K, S], an answer without tokens, or
+            other shapes that do not fit the model.
     """
     answers = np.asarray(answers)
     if answers.ndim != 2 or not answers.size:
@@ -68,23 +68,24 @@ def _likelihoods(
 def score_answers(
     decoder: Decoder, prefix: Prefix, answers: jax.Array, pad_id: int
 ) -> jax.Array:
-    """Log-likelihoods of what may follow a prefix; to be called under `jax.jit`.
+    """Log-likelihoods of continuations of a prefix; call under `jax.jit`.
 
-    The prefix is read once and its keys and values are kept; answers are read one after
-    another, so that the logits of one are held at a time: [B, S, vocabulary].
+    The prefix is processed once and its keys and values are cached; answers are
+    processed one after another, so that only the logits [B, S, vocabulary] of one are
+    in memory.
 
     Args:
-        decoder: of the tokens.
-        prefix: what it reads first, of B rows.
+        decoder: the token decoder.
+        prefix: prefix of B rows.
         answers: int [K, S], padded at the end.
-        pad_id: token of the padding.
+        pad_id: id of the padding token.
 
     Returns:
         float32 [B, K], nats.
     """
     batch, length, _ = prefix.x.shape
     tokens = jnp.asarray(answers)
-    # The last token is not read, so it needs no place.
+    # The last token is never an input, so it needs no cache slot.
     read = tokens.shape[1] - 1
     places = length + read
     known = jnp.pad(prefix.real, ((0, 0), (0, read)))
@@ -97,7 +98,7 @@ def score_answers(
     assert cache is not None
     first = prefix.at_last(hidden)
     positions = jnp.sum(prefix.real, axis=1)[:, None] + jnp.arange(read)[None]
-    # Each token reads the prefix and the answer up to itself; padding is behind all.
+    # Causal attention to the prefix and the answer; padding is at the end.
     behind = jnp.arange(places)[None, :] <= length + jnp.arange(read)[:, None]
     mask = (jnp.arange(places) >= length)[None, None] & behind[None] | known[:, None]
 

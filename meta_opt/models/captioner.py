@@ -17,12 +17,13 @@ class CaptionerConfig:
     """Architecture of a `Captioner`.
 
     Attributes:
-        vocab_size: token ids, K; 0 for no captioner.
-        width: D of the decoder.
-        depth: L, its layers.
-        heads: H, of the queries; all read the same keys. Divides ``width``.
-        pad_id: token of the padding.
-        end_id: token that ends a caption.
+        vocab_size: K, size of the vocabulary; 0 for no captioner.
+        width: D, width of the decoder.
+        depth: L, number of layers.
+        heads: H, number of query heads, which share one key-value head; divides
+            ``width``.
+        pad_id: id of the padding token.
+        end_id: id of the token that ends a caption.
     """
 
     vocab_size: int = 0
@@ -33,7 +34,7 @@ class CaptionerConfig:
     end_id: int = 3
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together."""
+        """Raises ValueError for inconsistent sizes."""
         check_divides(self, "heads", "width")
         if self.vocab_size and not self.pad_id < self.vocab_size > self.end_id:
             raise ValueError(
@@ -43,7 +44,7 @@ class CaptionerConfig:
 
     @property
     def decoder(self) -> DecoderConfig:
-        """Of the decoder."""
+        """The configuration of the decoder."""
         return DecoderConfig(
             vocab_size=self.vocab_size,
             width=self.width,
@@ -55,12 +56,13 @@ class CaptionerConfig:
 
 
 class Captioner(nnx.Module):
-    """Fused features to captions, token by token.
+    """An autoregressive decoder from fused features to captions.
 
     Args:
-        config: of the decoder.
-        fusion: whose features it reads, and the numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture of the decoder.
+        fusion: configuration of the fusion whose features are decoded, with the
+            numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -76,22 +78,22 @@ class Captioner(nnx.Module):
     def states(
         self, fused: Tokens, text: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """What `meta_opt.losses.captioning.captioning_loss` takes.
+        """Arguments of `meta_opt.losses.captioning.captioning_loss`.
 
         Args:
             fused: features [B, P, D].
-            text: int [B, S], captions with the token that ends them.
+            text: int [B, S], captions with their end tokens.
 
         Returns:
             Hidden states [B, S, D], embedding [K, D], targets int [B, S], and a mask
-            bool [B, S] that is false on padding.
+            bool [B, S] that is false at padding.
         """
         pad_id = self.config.pad_id
         hidden = answer_states(self.decoder, self._prefix(fused), text, pad_id)
         return hidden, self.decoder.tokens.embedding[...], text, text != pad_id
 
     def logits(self, fused: Tokens, text: jax.Array) -> jax.Array:
-        """Float32 logits of each token of ``text`` given those before, [B, S, K]."""
+        """Float32 logits of each token of ``text`` given earlier ones, [B, S, K]."""
         return self.decoder.logits(self.states(fused, text)[0])
 
     def write(self, fused: Tokens, max_tokens: int) -> jax.Array:

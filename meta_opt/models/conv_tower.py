@@ -17,7 +17,7 @@ from meta_opt.models.layers import Numerics
 
 CONVNETS: dict[str, EfficientNetConfig] = {
     "efficientnet_lite0": EfficientNetConfig(),
-    # Of the same parts, for models that are trained in a minute.
+    # A smaller version of the same network, for models that train in a minute.
     "efficientnet_nano": EfficientNetConfig(
         stem=16, stages=(Stage(1, 3, 2, 2, 24), Stage(1, 3, 2, 2, 48)), head=128
     ),
@@ -26,17 +26,17 @@ CONVNETS: dict[str, EfficientNetConfig] = {
 
 
 class ImageTower(Protocol):
-    """What a generative model asks of its image tower."""
+    """The interface of a generative model's image tower."""
 
     def features(self, image: jax.Array) -> jax.Array:
         """[B, h, w, 3], uint8 or float in [0, 1], to features [B, P, D]."""
 
     def project(self, z: jax.Array) -> jax.Array:
-        """Features [B, P, D] to the width of what reads them."""
+        """Projects features [B, P, D] to the width of the decoder."""
 
 
 def pixels_a_feature(name: str) -> int:
-    """Pixels a side that each feature of a convolutional tower stands for.
+    """Stride of a convolutional tower: side in pixels per feature.
 
     Args:
         name: one of `CONVNETS`.
@@ -44,21 +44,21 @@ def pixels_a_feature(name: str) -> int:
     >>> pixels_a_feature("efficientnet_lite0")
     32
     """
-    # The stem halves the side too.
+    # The stem halves the side, too.
     return 2 * math.prod(stage.stride for stage in CONVNETS[name].stages)
 
 
 class ConvTower(nnx.Module):
-    """EfficientNet's last grid of features, row by row, projected with a bias.
+    """EfficientNet's final feature grid as a sequence, with a linear projection.
 
-    Batch norms use their running statistics, in training too.
+    Batch norms always use their running statistics, also in training.
 
     Args:
         name: one of `CONVNETS`.
-        image_size: pixels a side.
-        outputs: width of the projection.
-        numerics: types.
-        rngs: the ``params`` stream initialises.
+        image_size: side of the images in pixels.
+        outputs: output width of the projection.
+        numerics: dtypes and rematerialisation.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ConvTower(nnx.Module):
         """[B, h, w, 3], uint8 or float in [0, 1], to features [B, P, D].
 
         Raises:
-            ValueError: images of another shape than the model's.
+            ValueError: if the images do not have the model's shape.
         """
         size = self.image_size
         if image.ndim != 4 or image.shape[1:] != (size, size, 3):
@@ -97,5 +97,5 @@ class ConvTower(nnx.Module):
         return x
 
     def project(self, z: jax.Array) -> jax.Array:
-        """Features [B, P, D] to [B, P, outputs]."""
+        """Projects features [B, P, D] to [B, P, outputs]."""
         return self.projection(z)

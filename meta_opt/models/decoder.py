@@ -1,9 +1,9 @@
-"""A decoder over embeddings: rotary positions, grouped queries, a gated MLP, a cache.
+"""Transformer decoder: RoPE, grouped-query attention, gated MLP, key-value cache.
 
 Gemma's layers (Gemma Team 2024, arXiv:2403.08295): RoPE (Su et al. 2021,
-arXiv:2104.09864), several queries to a key (Ainslie et al. 2023, arXiv:2305.13245),
+arXiv:2104.09864), grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245),
 GeGLU (Shazeer 2020, arXiv:2002.05202) and RMS norms (Zhang & Sennrich 2019,
-arXiv:1910.07467). What attends to what is the caller's, by a mask.
+arXiv:1910.07467). The caller provides the attention mask.
 """
 
 import dataclasses
@@ -31,16 +31,18 @@ class DecoderConfig:
     """Architecture of a `Decoder`.
 
     Attributes:
-        vocab_size: token ids, K.
-        width: D.
-        depth: L, layers.
-        heads: H, of the queries.
-        key_value_heads: G, of the keys and values; divides ``heads``.
-        head_width: of each; even.
+        vocab_size: K, size of the vocabulary.
+        width: D, width of the representation.
+        depth: L, number of layers.
+        heads: H, number of query heads.
+        key_value_heads: G, number of key-value heads; divides ``heads``.
+        head_width: width of each head; even.
         mlp_width: hidden width of the MLP.
-        activation: of the MLP's gate, one of `meta_opt.models.layers.ACTIVATIONS`.
-        norm_epsilon: of the RMS norms.
-        rope_base: longest wavelength of the rotary positions, in places over 2 pi.
+        activation: activation of the MLP's gate, of
+            `meta_opt.models.layers.ACTIVATIONS`.
+        norm_epsilon: epsilon of the RMS norms.
+        rope_base: base of the rotary embeddings: longest wavelength in positions,
+            divided by 2 pi.
     """
 
     vocab_size: int = 2048
@@ -55,7 +57,7 @@ class DecoderConfig:
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         check_counts(self, "vocab_size", "width", "heads", "key_value_heads")
         check_counts(self, "head_width", "mlp_width")
         check_counts(self, "depth", most=MAX_DEPTH)
@@ -69,11 +71,12 @@ class DecoderConfig:
 
 
 class KeyValues(NamedTuple):
-    """Keys and values that were computed: a cache of C places.
+    """A key-value cache of C slots.
 
     Attributes:
-        keys: [B, C, G, head_width], rotated; of a whole stack [L, B, C, G, head_width].
-        values: the same shape as ``keys``, not rotated.
+        keys: [B, C, G, head_width], rotated; for a whole stack [L, B, C, G,
+            head_width].
+        values: of the same shape as ``keys``, not rotated.
     """
 
     keys: jax.Array
@@ -81,19 +84,19 @@ class KeyValues(NamedTuple):
 
 
 def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    r"""Rotary positions: turns each pair of channels by an angle of its own.
+    r"""Applies rotary position embeddings: rotates each pair of channels.
 
     With d channels, channel i < d/2 and channel i + d/2 are the coordinates of a point
-    that is turned by :math:`p\,b^{-2i/d}`, so that products of two turned vectors
-    depend on the distance of their positions only.
+    that is rotated by the angle :math:`p\,b^{-2i/d}`, so that inner products of rotated
+    vectors depend only on the difference of their positions.
 
     Args:
         x: [B, S, H, d].
-        positions: int [B, S], p.
-        base: b.
+        positions: p, int [B, S].
+        base: b, base of the wavelengths.
 
     Returns:
-        [B, S, H, d], of the type of ``x``.
+        [B, S, H, d], in the dtype of ``x``.
 
     >>> one = jnp.ones((1, 1, 1, 2))
     >>> rotate(one, jnp.array([[0]]), 10_000.0).ravel().tolist()
@@ -116,7 +119,7 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.zeros(config.width, dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] to [B, S, D], of the type of ``x``."""
+        """Maps [B, S, D] to [B, S, D], of the type of ``x``."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         scale = self.scale[...].astype(jnp.float32)[None, None, :]
@@ -124,7 +127,7 @@ class RMSNorm(nnx.Module):
 
 
 class GroupedAttention(nnx.Module):
-    """Self-attention in which several heads of queries share keys and values."""
+    """Grouped-query self-attention: groups of query heads share keys and values."""
 
     def __init__(
         self, config: DecoderConfig, numerics: Numerics, *, rngs: nnx.Rngs
@@ -145,15 +148,15 @@ class GroupedAttention(nnx.Module):
         cache: KeyValues | None = None,
         slot: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Attends from ``x`` to itself, or to a cache that it is written to.
+        """Attends from ``x`` to itself, or to a cache that ``x`` is written to.
 
         Args:
             x: [B, S, D].
             positions: int [B, S].
-            mask: bool [B, S, S], or [B, S, C] with a cache: may a place (second axis)
-                read another (third)?
-            cache: of C places.
-            slot: place of the cache where ``x`` begins.
+            mask: bool [B, S, S], or [B, S, C] with a cache: whether a position (second
+                axis) may attend to another (third).
+            cache: key-value cache of C slots.
+            slot: index of the cache slot where ``x`` begins.
 
         Returns:
             [B, S, D], and the new cache.
@@ -189,7 +192,7 @@ class GatedMLP(nnx.Module):
         self.down = linear(config.mlp_width, config.width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] to [B, S, D]."""
+        """Maps [B, S, D] to [B, S, D]."""
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 
 
@@ -221,12 +224,12 @@ class DecoderBlock(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Token embeddings, a scanned stack of blocks, a norm, and the tied output.
+    """Token embeddings, a scanned stack of blocks, a norm, and tied output embeddings.
 
     Args:
         config: architecture.
-        numerics: types and rematerialisation.
-        rngs: the ``params`` stream initialises.
+        numerics: dtypes and rematerialisation.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -246,12 +249,12 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config, numerics)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Token ids, int [B, S], to their embeddings times sqrt(D), [B, S, D]."""
+        """Embeds token ids, int [B, S], scaled by sqrt(D), as [B, S, D]."""
         x = self.tokens(tokens).astype(self.numerics.dtype)
         return x * jnp.asarray(math.sqrt(self.config.width), x.dtype)
 
     def empty_cache(self, batch: int, length: int) -> KeyValues:
-        """A cache of ``length`` places for ``batch`` rows, [L, B, C, G, head_width]."""
+        """An empty cache of C = ``length`` slots for B = ``batch`` rows."""
         config = self.config
         shape = (config.depth, batch, length, config.key_value_heads, config.head_width)
         zeros = jnp.zeros(shape, self.numerics.dtype)
@@ -265,14 +268,14 @@ class Decoder(nnx.Module):
         cache: KeyValues | None = None,
         slot: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Applies blocks and norm.
+        """Applies the blocks and the final norm.
 
         Args:
             x: embeddings, [B, S, D].
             positions: int [B, S].
             mask: bool [B, S, S], or [B, S, C] with a cache, see `GroupedAttention`.
-            cache: what `empty_cache` or an earlier call gave.
-            slot: place of the cache where ``x`` begins.
+            cache: cache of `empty_cache` or of an earlier call.
+            slot: index of the cache slot where ``x`` begins.
 
         Returns:
             Hidden states [B, S, D], and the new cache (None without one).
@@ -288,9 +291,9 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [B, S, D] to float32 logits of the next token [B, S, K].
+        """Maps hidden states [B, S, D] to float32 next-token logits [B, S, K].
 
-        For training, `meta_opt.losses.captioning` takes them a few places at a time.
+        For training, `meta_opt.losses.captioning` computes them in chunks.
         """
         embedding = self.tokens.embedding[...].astype(hidden.dtype)
         return jnp.einsum(

@@ -1,7 +1,7 @@
-"""Writing answers: image and prompt are read once, then token after token is written.
+"""Autoregressive decoding with a key-value cache.
 
-Keys and values of what was read are kept. All shapes are fixed beforehand, and the loop
-ends when every row has ended: one program.
+Image and prompt are processed once. All shapes are static, and the loop stops when
+every row has ended: one compiled program.
 """
 
 import dataclasses
@@ -19,19 +19,18 @@ from meta_opt.models.generative import Generative, Prefix
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
-    """How tokens are chosen, and how many.
+    """Sampling settings.
 
     Attributes:
-        max_tokens: longest answer, the token that ends it counted.
-        temperature: 0 takes the likeliest token; above it, tokens are drawn from the
-            softmax of the logits over the temperature.
+        max_tokens: largest number of tokens of an answer, including the end token.
+        temperature: softmax temperature of sampling; 0 for greedy decoding.
     """
 
     max_tokens: int = 32
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for no tokens and a negative temperature.
+        """Raises ValueError for ``max_tokens`` below 1 and a negative temperature.
 
         >>> DecodingConfig(max_tokens=0)
         Traceback (most recent call last):
@@ -50,24 +49,24 @@ def generate(
     config: DecodingConfig | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Writes an answer to each image and prompt; compiled once for each shape.
+    """Decodes an answer for each image and prompt; compiled once per shape.
 
-    Rows do not see each other: a row's answer is the one that it would get alone.
+    Rows are independent of each other: each has the same answer as on its own.
 
     Args:
-        model: with adapters or without.
+        model: a model with or without adapters.
         image: [B, h, w, 3], uint8 or float in [0, 1].
         prompt: int [B, any], padded anywhere; None for no prompt.
-        config: how.
-        key: for drawing tokens; not needed at temperature 0.
+        config: sampling settings.
+        key: random key of the sampling; not needed at temperature 0.
 
     Returns:
-        Token ids, int32 [B, max_tokens]: up to and with the token that ends the answer,
-        then padding.
+        Token ids, int32 [B, max_tokens], up to and including the end token, then
+        padding.
 
     Raises:
-        ValueError: a temperature above 0 without a key; shapes that are not the
-            model's.
+        ValueError: a temperature above 0 without a key; shapes that do not fit the
+            model.
     """
     config = config or DecodingConfig()
     if config.temperature and key is None:
@@ -77,7 +76,7 @@ def generate(
 
 
 class _Progress(NamedTuple):
-    """What the loop carries: ``step`` tokens are written in ``tokens`` [B, T]."""
+    """Carry of the loop: ``step`` tokens have been written to ``tokens`` [B, T]."""
 
     step: jax.Array
     tokens: jax.Array
@@ -113,29 +112,29 @@ def write(
     config: DecodingConfig,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Writes what follows a prefix; to be called under `jax.jit`.
+    """Decodes a continuation of a prefix; call under `jax.jit`.
 
     Args:
-        decoder: of the tokens.
-        prefix: what it reads first.
-        pad_id: token of the padding.
-        end_id: token that ends an answer.
-        config: how.
-        key: for drawing tokens.
+        decoder: the token decoder.
+        prefix: input before the answer.
+        pad_id: id of the padding token.
+        end_id: id of the token that ends an answer.
+        config: sampling settings.
+        key: random key of the sampling.
 
     Returns:
         As `generate`.
     """
     batch, length, _ = prefix.x.shape
-    # The last token is not read, so it needs no place.
+    # The last token is never an input, so it needs no cache slot.
     places = length + config.max_tokens - 1
     known = jnp.pad(prefix.real, ((0, 0), (0, places - length)))
     counts = jnp.sum(prefix.real, axis=1)
 
     def choose(progress: _Progress, hidden: jax.Array) -> _Progress:
-        """Writes the token that follows from ``hidden`` [B, 1, D]."""
+        """Samples the next token from ``hidden`` [B, 1, D]."""
         step, tokens, ended, cache = progress
-        # Padding is not read, so it must not be written before the end.
+        # Padding is masked as an input, so it must not be generated before the end.
         logits = decoder.logits(hidden)[:, 0].at[:, pad_id].set(-jnp.inf)
         if config.temperature:
             assert key is not None
@@ -152,7 +151,7 @@ def write(
         )
 
     def advance(progress: _Progress) -> _Progress:
-        """Reads the last token that was written, and writes the next."""
+        """Processes the last token and samples the next."""
         step = progress.step - 1
         token = jax.lax.dynamic_slice_in_dim(progress.tokens, step, 1, axis=1)
         slot = length + step

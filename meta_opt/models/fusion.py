@@ -1,8 +1,8 @@
-"""Fusion of modalities: their features concatenated, and attention across all.
+"""Fusion of modalities by a transformer over their concatenated features.
 
-Each modality's features are brought to one width and marked by an embedding of its own;
-a transformer reads all of them together with a token that sums them up. Where a sample
-lacks a modality, nothing of it is read (the framework of Muhajab et al.).
+Each modality's features are projected to a common width and marked by a modality
+embedding; a transformer attends to all of them and a summary token. Missing modalities
+of a sample are masked (the framework of Muhajab et al.).
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from meta_opt.models.settings import check_divides
 
 @dataclasses.dataclass(frozen=True)
 class FusionConfig(Numerics):
-    """Shape and numerics of `Fusion` and of what leads to it.
+    """Architecture and numerics of `Fusion` and of the projections before it.
 
     Attributes:
-        width: D, which all modalities are brought to.
-        depth: L, layers that read across modalities.
-        heads: H; divides ``width``.
+        width: D, common width of all modalities.
+        depth: L, number of layers across modalities.
+        heads: H, number of attention heads; divides ``width``.
         mlp_width: hidden width of the MLP.
-        video_depth: layers that read across the frames of a clip.
-        frames: T, of a clip at most.
+        video_depth: number of layers across the frames of a clip.
+        frames: T, largest number of frames of a clip.
     """
 
     width: int = 256
@@ -39,7 +39,7 @@ class FusionConfig(Numerics):
     frames: int = 8
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_divides(self, "heads", "width")
         for name in ("depth", "video_depth", "frames"):
@@ -48,7 +48,7 @@ class FusionConfig(Numerics):
 
     @property
     def block(self) -> layers.BlockConfig:
-        """Of the transformers' layers."""
+        """The configuration of the transformers' layers."""
         return layers.BlockConfig(
             width=self.width,
             heads=self.heads,
@@ -57,13 +57,13 @@ class FusionConfig(Numerics):
         )
 
     def table(self, rows: int, rngs: nnx.Rngs) -> nnx.Param:
-        """Small random vectors [rows, D]."""
+        """A table of small random vectors [rows, D]."""
         init = nnx.initializers.normal(self.width**-0.5)
         dtype = jnp.dtype(self.param_dtype)
         return nnx.Param(init(rngs.params(), (rows, self.width), dtype))
 
     def stack(self, depth: int, rngs: nnx.Rngs) -> layers.Block:
-        """Layers of a transformer."""
+        """A stack of transformer layers."""
         return layers.stack(
             lambda rngs: layers.Block(self.block, rngs=rngs), depth, rngs
         )
@@ -71,7 +71,7 @@ class FusionConfig(Numerics):
     def apply(
         self, stacked: layers.Block, x: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Takes ``x`` [B, S, D] through them."""
+        """Applies layers to ``x`` [B, S, D]."""
         return layers.apply_stack(
             stacked,
             x.astype(self.dtype),
@@ -82,19 +82,19 @@ class FusionConfig(Numerics):
 
 
 class Tokens(NamedTuple):
-    """Features x [B, S, D], and real, bool [B, S], false where there is nothing."""
+    """Features x [B, S, D], and a mask real, bool [B, S], false at padding."""
 
     x: jax.Array
     real: jax.Array
 
 
 class Projection(nnx.Module):
-    """A modality's features at the common width, marked as that modality's.
+    """Projects a modality's features to the common width and adds its embedding.
 
     Args:
-        config: sizes and numerics.
+        config: architecture and numerics.
         inputs: width of the features.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: FusionConfig, inputs: int, *, rngs: nnx.Rngs) -> None:
@@ -108,7 +108,7 @@ class Projection(nnx.Module):
         self.modality_embedding = config.table(1, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, inputs] to [B, S, D]."""
+        """Maps [B, S, inputs] to [B, S, D]."""
         y = self.linear(self.norm(x))
         return y + self.modality_embedding[...][None].astype(y.dtype)
 
@@ -117,9 +117,9 @@ class TemporalTransformer(nnx.Module):
     """Self-attention across the frames of a clip, with temporal positions.
 
     Args:
-        config: sizes and numerics.
+        config: architecture and numerics.
         inputs: width of a frame's features.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: FusionConfig, inputs: int, *, rngs: nnx.Rngs) -> None:
@@ -135,16 +135,17 @@ class TemporalTransformer(nnx.Module):
         real: jax.Array | None = None,
         frame_shares: jax.Array | None = None,
     ) -> jax.Array:
-        """[B, S, inputs] to [B, S, D].
+        """Maps [B, S, inputs] to [B, S, D].
 
         Args:
-            x: features of the frames, one each; of parts of them with ``frame_shares``.
-            real: bool [B, S], false on frames that a shorter clip does not have.
-            frame_shares: float [B, S, T], how much of each row is of each frame: its
-                position is the mean of theirs. None: row t is frame t.
+            x: features of the frames, one row each, or merged tokens with
+                ``frame_shares``.
+            real: bool [B, S], false after the end of a shorter clip.
+            frame_shares: float [B, S, T], share of each frame in each row, whose
+                position embedding is the weighted mean. None: row t is frame t.
 
         Raises:
-            ValueError: more frames than there are positions.
+            ValueError: more frames than position embeddings.
         """
         frames = x.shape[1] if frame_shares is None else frame_shares.shape[2]
         if frames > self.config.frames:
@@ -162,11 +163,11 @@ class TemporalTransformer(nnx.Module):
 
 
 class Fused(NamedTuple):
-    """What `Fusion` makes of a batch.
+    """The output of `Fusion`.
 
     Attributes:
-        summary: float [B, D].
-        tokens: of all modalities, one after the other, [B, S, D] and bool [B, S].
+        summary: features of the summary token, float [B, D].
+        tokens: concatenated tokens of all modalities, [B, S, D], and mask bool [B, S].
     """
 
     summary: jax.Array
@@ -177,8 +178,8 @@ class Fusion(nnx.Module):
     """A transformer over the features of all modalities and one summary token.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: FusionConfig, *, rngs: nnx.Rngs) -> None:
@@ -192,22 +193,22 @@ class Fusion(nnx.Module):
         modalities: Mapping[str, Tokens],
         present: Mapping[str, jax.Array] | None = None,
     ) -> Fused:
-        """Fuses.
+        """Fuses the features of several modalities.
 
         Args:
             modalities: features by name, each [B, S, D].
-            present: by name bool [B], false for samples that lack the modality; those
-                that are not named are there.
+            present: bool [B] by name, false for samples without the modality;
+                modalities that are not listed are present.
 
         Raises:
-            ValueError: no modality, or one that is named and not there.
+            ValueError: no modality, or a name in ``present`` without features.
         """
         present = present or {}
         if not modalities or not present.keys() <= modalities.keys():
             raise ValueError(
                 f"modalities {sorted(modalities)} with presence of {sorted(present)}"
             )
-        # In one order, whatever the mapping's.
+        # Sorted, so that the result does not depend on the order of the mapping.
         parts = [
             Tokens(
                 x,

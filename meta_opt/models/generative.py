@@ -1,9 +1,9 @@
-"""A model that writes about an image: an image tower in front of a decoder.
+"""Generative vision-language model: an image tower and a decoder.
 
-PaliGemma's architecture (Beyer et al. 2024, arXiv:2407.07726): SigLIP's patches, or the
-grid of a convolutional network, are projected to the decoder's width and stand before
-the tokens of a prompt. These two, the prefix, read each other freely; the tokens of the
-answer read the prefix and those of the answer before them.
+PaliGemma's architecture (Beyer et al. 2024, arXiv:2407.07726): SigLIP's patch features,
+or the feature grid of a convolutional network, are projected to the decoder's width and
+prepended to the tokens of a prompt. This prefix has full self-attention; the tokens of
+the answer attend to the prefix and causally to each other.
 """
 
 import dataclasses
@@ -31,17 +31,16 @@ class GenerativeConfig(VisionConfig):
     """Architecture and numerics of `Generative`; the defaults: ``nano-generative``.
 
     Attributes:
-        tower: what reads images: ``vit``, the vision tower, or a convolutional one of
-            `meta_opt.models.conv_tower.CONVNETS`, whose ``patch_size`` is the pixels
-            that a feature stands for and which does not read ``vision`` and the fields
-            of its patches and channels.
-        vision: the vision tower, without pooling; its projection is to the decoder's
-            width.
+        tower: image tower: ``vit``, the vision tower, or a convolutional one of
+            `meta_opt.models.conv_tower.CONVNETS`. For the latter, ``patch_size`` is the
+            stride of the features, and ``vision`` and the fields of patches and
+            channels are ignored.
+        vision: the vision tower, without pooling, projected to the decoder's width.
         decoder: the decoder.
-        pad_id: token of the padding.
-        end_id: token that ends an answer.
-        image_id: token that stands for a patch in Transformers, where patches are among
-            the tokens; -1 for one beyond the vocabulary. It is not read here.
+        pad_id: id of the padding token.
+        end_id: id of the token that ends an answer.
+        image_id: id of the token that stands for a patch in Transformers; -1 for one
+            beyond the vocabulary. It is not used here.
     """
 
     tower: str = "vit"
@@ -60,7 +59,7 @@ class GenerativeConfig(VisionConfig):
     image_id: int = -1
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_names(self, tower=("vit", *CONVNETS))
         if self.tower in CONVNETS and self.patch_size != pixels_a_feature(self.tower):
@@ -93,7 +92,7 @@ class GenerativeConfig(VisionConfig):
 
     @property
     def feature_width(self) -> int:
-        """D of the image tower's features, before they are projected.
+        """Width of the image tower's features before the projection.
 
         >>> named_config("lite0-answers").feature_width
         1280
@@ -182,14 +181,14 @@ def named_config(name: str, **changes: object) -> GenerativeConfig:
 
 
 def prefix_mask(real: jax.Array, prefix_length: int) -> jax.Array:
-    """Which place may read which: all the prefix, and the suffix up to itself.
+    """Prefix-LM attention mask: full over the prefix, causal over the suffix.
 
     Args:
-        real: bool [B, S], false on padding, which no place reads.
-        prefix_length: places before the suffix.
+        real: bool [B, S], false at padding, which is never attended to.
+        prefix_length: number of positions before the suffix.
 
     Returns:
-        bool [B, S, S]: may a place (second axis) read another (third)?
+        bool [B, S, S]: whether a position (second axis) may attend to another (third).
 
     >>> prefix_mask(jnp.array([[True, True, True, True]]), 2)[0].astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
@@ -200,7 +199,7 @@ def prefix_mask(real: jax.Array, prefix_length: int) -> jax.Array:
 
 
 class Prefix(NamedTuple):
-    """What the decoder reads before it writes, such as image and prompt.
+    """Input of the decoder before the answer, such as image and prompt.
 
     Attributes:
         x: embeddings [B, P, D].
@@ -211,9 +210,9 @@ class Prefix(NamedTuple):
     real: jax.Array
 
     def at_last(self, hidden: jax.Array) -> jax.Array:
-        """Of ``hidden`` [B, P, D], the state that predicts the first token: [B, 1, D].
+        """Selects the state of ``hidden`` [B, P, D] that predicts the first token.
 
-        It is the one at the last place that is not padding.
+        It is the one at the last position that is not padding: [B, 1, D].
         """
         places = jnp.arange(self.real.shape[1])[None]
         last = jnp.max(jnp.where(self.real, places, 0), axis=1)
@@ -223,16 +222,16 @@ class Prefix(NamedTuple):
 def answer_states(
     decoder: Decoder, prefix: Prefix, text: jax.Array, pad_id: int
 ) -> jax.Array:
-    """States that predict the tokens of answers, of these places only.
+    """Hidden states at the positions that predict the tokens of answers.
 
     Args:
-        decoder: reads prefix and answer.
-        prefix: before the answer.
-        text: int [B, S], the answers. Padding takes no position.
-        pad_id: token of the padding.
+        decoder: the token decoder.
+        prefix: input before the answer.
+        text: int [B, S], the answers. Padding does not count for positions.
+        pad_id: id of the padding token.
 
     Returns:
-        [B, S, D]; place s has read the prefix and the tokens of ``text`` before s.
+        [B, S, D]; state s depends on the prefix and the tokens of ``text`` before s.
     """
     read, length = text[:, :-1], prefix.x.shape[1]
     x = jnp.concatenate([prefix.x, decoder.embed(read)], axis=1)
@@ -245,15 +244,14 @@ def answer_states(
 
 
 class Generative(nnx.Module):
-    """Answers to prompts about images, token by token.
+    """Model of answers to prompts about images.
 
-    `meta_opt.models.decoding` writes them. For pure functions,
-    ``graphdef, params = nnx.split(model, nnx.Param)`` and
-    ``nnx.merge(graphdef, params)``.
+    `meta_opt.models.decoding` generates answers. For pure functions, ``graphdef, params
+    = nnx.split(model, nnx.Param)`` and ``nnx.merge(graphdef, params)``.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: GenerativeConfig, *, rngs: nnx.Rngs) -> None:
@@ -276,12 +274,12 @@ class Generative(nnx.Module):
         """Embeds images and prompts.
 
         Args:
-            image: [B, h, w, 3], uint8 or float in [0, 1]; or of images that were read
-                before, what ``vision.features`` gave, [B, P, D].
+            image: [B, h, w, 3], uint8 or float in [0, 1]; or precomputed outputs of
+                ``vision.features``, [B, P, D].
             prompt: int [B, S], padded anywhere; None for no prompt.
 
         Raises:
-            ValueError: if a shape is not the model's, or the two differ in B.
+            ValueError: if a shape does not fit the model, or batch sizes differ.
         """
         x = jnp.asarray(image)
         if x.ndim == 3 and x.shape[-1] == self.config.feature_width:
@@ -304,20 +302,20 @@ class Generative(nnx.Module):
         prompt: jax.Array | np.ndarray | None,
         text: jax.Array | np.ndarray,
     ) -> jax.Array:
-        """States that predict the tokens of answers, of these places only.
+        """Hidden states at the positions that predict the tokens of answers.
 
-        Padding takes no position, so that it may be anywhere.
+        Padding does not count for positions, so that it may be anywhere.
 
         Args:
-            image: as of `prefix`.
+            image: see `prefix`.
             prompt: int [B, any], or None.
             text: int [B, S], the answers.
 
         Returns:
-            [B, S, D]; place s has read the tokens of ``text`` before s.
+            [B, S, D]; state s depends on the tokens of ``text`` before s.
 
         Raises:
-            ValueError: if a shape is not the model's, or they differ in B.
+            ValueError: if a shape does not fit the model, or batch sizes differ.
         """
         prefix = self.prefix(image, prompt)
         text = _tokens("text", text, len(prefix.x))
@@ -329,7 +327,7 @@ class Generative(nnx.Module):
         prompt: jax.Array | np.ndarray | None,
         text: jax.Array | np.ndarray,
     ) -> jax.Array:
-        """Float32 logits of each token of ``text`` given those before, [B, S, K].
+        """Float32 logits of each token of ``text`` given earlier ones, [B, S, K].
 
         Args and errors as in `hidden`.
         """
@@ -338,15 +336,15 @@ class Generative(nnx.Module):
     def __call__(
         self, batch: Batch
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns what `captioning_loss` takes, so that ``loss(*model(batch))``.
+        """Returns the arguments of `captioning_loss`, for ``loss(*model(batch))``.
 
         Args:
-            batch: ``image`` as of `prefix`; ``text`` int [B, S], the answers with the
-                token that ends them; ``prompt`` int [B, any], if there is one.
+            batch: ``image``, see `prefix`; ``text`` int [B, S], the answers with their
+                end tokens; optionally ``prompt`` int [B, any].
 
         Returns:
             Hidden states [B, S, D], embedding [K, D], targets int [B, S], and a mask
-            bool [B, S] that is false on padding.
+            bool [B, S] that is false at padding.
         """
         text = jnp.asarray(batch["text"])
         return (

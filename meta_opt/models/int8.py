@@ -1,9 +1,9 @@
-"""A frozen base in int8: a byte a parameter, under adapters that train.
+"""Quantisation of a frozen base model to int8, for adapter training.
 
-Each kernel is rounded to int8 with one scale for each of its outputs (and layer), the
-largest absolute value over 127, as in LLM.int8() without its outliers (Dettmers et al.
-2022, arXiv:2208.07339); training adapters over a quantised base is QLoRA's idea
-(Dettmers et al. 2023, arXiv:2305.14314), which has four bits.
+Each kernel is rounded to int8 with one scale per output (and layer), the largest
+absolute value divided by 127, as in LLM.int8() without outlier handling (Dettmers et
+al. 2022, arXiv:2208.07339). Training adapters over a quantised base follows QLoRA
+(Dettmers et al. 2023, arXiv:2305.14314), which uses four bits.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from meta_opt.models.layers import Linear
 
 @dataclasses.dataclass(frozen=True)
 class Int8Summary:
-    """What `quantise_base` rounded.
+    """Statistics of `quantise_base`.
 
     Attributes:
-        kernels: how many, a stack counted once.
-        bytes_before: of these kernels.
-        bytes_after: of the int8 kernels and their scales.
+        kernels: number of kernels, counting a stack once.
+        bytes_before: size of these kernels before quantisation.
+        bytes_after: size of the int8 kernels and their scales.
     """
 
     kernels: int
@@ -39,16 +39,16 @@ class Int8Summary:
 def quantise_base(model: nnx.Module, pattern: str = r"") -> Int8Summary:
     """Rounds the kernels of `layers.Linear` and LoRA layers to int8, in place.
 
-    What is rounded must not be trained; adapters, biases, norms and embeddings stay as
-    they are. `restore_base` and `meta_opt.models.lora.merge_lora` make floats of it
-    again, those that the int8 kernels stand for.
+    Quantised kernels must not be trained; adapters, biases, norms and embeddings are
+    unchanged. `restore_base` and `meta_opt.models.lora.merge_lora` dequantise the
+    kernels.
 
     Args:
-        model: with adapters or without.
+        model: a model with or without adapters.
         pattern: regex, searched in '/'-joined paths of kernels.
 
     Returns:
-        What it saves, to print.
+        Statistics of the saved memory, to print.
 
     Raises:
         ValueError: if nothing matches.
@@ -75,7 +75,7 @@ def quantise_base(model: nnx.Module, pattern: str = r"") -> Int8Summary:
 
 
 def restore_base(model: nnx.Module) -> None:
-    """Makes floats of the int8 kernels of a model, in place; the outputs stay."""
+    """Dequantises the int8 kernels of a model, in place; outputs are unchanged."""
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, Linear):
             layer.restore_kernel()

@@ -24,16 +24,18 @@ def flat_dot_general(
 ) -> jax.Array:
     """Multiplies ``x`` [..., D] by ``kernel`` [D, E] with the leading axes flattened.
 
-    The same product as `jax.lax.dot_general` for `nnx.Linear`, whose weight gradient
-    contracts several axes otherwise: three times slower in XLA on CPU.
+    Replaces `jax.lax.dot_general` in `nnx.Linear`, whose weight gradient would contract
+    several axes, which is three times slower in XLA on CPU.
     """
-    del dimension_numbers  # Always the last axis of x with the first of the kernel.
+    del (
+        dimension_numbers
+    )  # Always contracts the last axis of x with the first of the kernel.
     flat = x.reshape(-1, x.shape[-1])
     return jnp.matmul(flat, kernel, **kwargs).reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear`, whose kernel may be int8 with a scale for each output.
+    """`nnx.Linear` whose kernel may be int8 with one scale per output.
 
     See `meta_opt.models.int8`; without ``kernel_scale`` it is the plain layer.
     """
@@ -44,24 +46,24 @@ class Linear(nnx.Linear):
         super().__init__(*args, **{"dot_general": flat_dot_general, **kwargs})
 
     def full_kernel(self) -> jax.Array:
-        """The kernel as floats, [in, out] or [L, in, out]."""
+        """The dequantised kernel, [in, out] or [L, in, out]."""
         if not hasattr(self, "kernel_scale"):
             return self.kernel[...]
         scale = self.kernel_scale[...]
         return self.kernel[...].astype(scale.dtype) * scale[..., None, :]
 
     def restore_kernel(self) -> None:
-        """Makes a kernel of floats out of an int8 one, in place."""
+        """Dequantises an int8 kernel, in place."""
         if hasattr(self, "kernel_scale"):
             self.kernel = nnx.Param(self.full_kernel().astype(self.param_dtype))
             del self.kernel_scale
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[..., in] to [..., out]."""
+        """Maps [..., in] to [..., out]."""
         if not hasattr(self, "kernel_scale"):
             return super().__call__(inputs, out_sharding)
         bias = None if self.bias is None else self.bias[...]
-        # The scale belongs to outputs, so it can come after the product.
+        # The scale is per output, so it can be applied after the product.
         x, kernel, scale, bias = self.promote_dtype(
             (inputs, self.kernel[...], self.kernel_scale[...], bias), dtype=self.dtype
         )
@@ -88,22 +90,24 @@ REMAT: dict[str, Callable[..., Any] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""What the backward pass recomputes of a layer: nothing; all but the products with
-kernels; everything."""
+"""What the backward pass recomputes of a layer: nothing; all but the matrix products
+with kernels; everything."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """Types of a model, and what its stacks of layers keep and write out.
+    """Dtypes of a model, and rematerialisation and unrolling of its layer stacks.
 
     Attributes:
-        dtype: of the computation.
-        param_dtype: of the parameters.
-        remat: what the backward pass recomputes of each layer, see `REMAT`: ``full``,
-            all but the products with kernels (``dots``), or ``none``. Less memory, and
-            on CPU less time, since a scan copies what it keeps.
-        scan_layers: loop over layers, or (false) write the loop out: longer to compile,
-            sometimes faster to run. The parameters are stacked either way.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+        remat: what the backward pass recomputes of each layer, see `REMAT`: everything
+            (``full``), all but the matrix products with kernels (``dots``), or nothing
+            (``none``). Recomputation saves memory, and on CPU also time, since a scan
+            copies what it keeps.
+        scan_layers: whether to scan over layers; if false, the loop is unrolled, which
+            takes longer to compile and is sometimes faster. Parameters are stacked in
+            any case.
     """
 
     dtype: str = "float32"
@@ -119,7 +123,7 @@ class Numerics:
     def linear(
         self, inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = True
     ) -> Linear:
-        """A linear layer of these types."""
+        """Creates a linear layer with these dtypes."""
         return Linear(
             inputs,
             outputs,
@@ -135,13 +139,13 @@ class BlockConfig:
     """Shape and numerics of a transformer block.
 
     Attributes:
-        width: D.
-        heads: H; divides ``width``.
+        width: D, width of the representation.
+        heads: H, number of attention heads; divides ``width``.
         mlp_width: hidden width of the MLP.
         activation: one of `ACTIVATIONS`.
-        norm_epsilon: of the layer norms.
-        causal: whether a place reads itself and those before it only.
-        numerics: types.
+        norm_epsilon: epsilon of the layer norms.
+        causal: whether attention is causal.
+        numerics: dtypes and rematerialisation.
     """
 
     width: int
@@ -153,7 +157,7 @@ class BlockConfig:
     numerics: Numerics = Numerics()
 
     def norm(self, rngs: nnx.Rngs) -> nnx.LayerNorm:
-        """A layer norm of these types."""
+        """Creates a layer norm with these dtypes."""
         return nnx.LayerNorm(
             self.width,
             epsilon=self.norm_epsilon,
@@ -182,9 +186,9 @@ class Attention(nnx.Module):
         """Attends from ``x`` [B, S, D] to ``context`` [B, C, D] (``x`` itself if None).
 
         Args:
-            x: the queries' side.
-            context: the keys' and values' side.
-            mask: bool [B, C], false where ``context`` is not to be read.
+            x: input of the queries.
+            context: input of the keys and values.
+            mask: bool [B, C], false where ``context`` is masked.
 
         Returns:
             [B, S, D].
@@ -206,7 +210,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a non-linearity between."""
+    """Two linear layers with a non-linearity in between."""
 
     def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs) -> None:
         self.activation = config.activation
@@ -214,7 +218,7 @@ class MLP(nnx.Module):
         self.down = config.numerics.linear(config.mlp_width, config.width, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] to [B, S, D]."""
+        """Maps [B, S, D] to [B, S, D]."""
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
@@ -228,7 +232,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, S, D] to [B, S, D]; ``mask`` bool [B, S] is false on padding."""
+        """Maps [B, S, D] to [B, S, D]; ``mask`` bool [B, S] is false at padding."""
         x = x + self.attention(self.attention_norm(x), mask=mask)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -248,7 +252,7 @@ class AttentionPool(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, S, D] to [B, D]; ``mask`` bool [B, S] is false on padding."""
+        """Maps [B, S, D] to [B, D]; ``mask`` bool [B, S] is false at padding."""
         probe = jnp.broadcast_to(self.probe[...], (x.shape[0], 1, x.shape[-1]))
         z = self.attention(probe.astype(x.dtype), x, mask)
         return (z + self.mlp(self.norm(z)))[:, 0]
@@ -257,7 +261,7 @@ class AttentionPool(nnx.Module):
 def mean_pool(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Mean of ``x`` [B, S, D] over S, where ``mask`` bool [B, S] is true: [B, D].
 
-    A row with nothing to average gives zeros.
+    Rows that are entirely masked are zero.
     """
     if mask is None:
         return x.mean(axis=1)
@@ -277,7 +281,7 @@ def stack(create: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
 
 
 def cut_stack(layers: M, at: int) -> tuple[M, M]:
-    """Cuts a stack [L, ...] into one of layers 0 to at - 1 and one of at to L - 1."""
+    """Splits a stack [L, ...] into layers 0 to at - 1 and layers at to L - 1."""
     graphdef, state = nnx.split(layers)
 
     def part(which: slice) -> M:
@@ -295,16 +299,16 @@ def scan_stack(
     remat: str = "none",
     unroll: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Takes ``x`` through the layers that `stack` made, one after the other.
+    """Applies the layers of a `stack` to ``x`` in sequence.
 
     Args:
-        step: ``(layer, x, own) -> (x, result)``, where ``own`` is the layer's of
-            ``each``.
+        step: function ``(layer, x, own) -> (x, result)``, where ``own`` is the layer's
+            slice of ``each``.
         layers: a stacked module, leaves [L, ...].
         x: [B, S, D].
-        each: a pytree of [L, ...] that belongs to the layers, as their caches do.
+        each: pytree of [L, ...] with inputs per layer, such as caches.
         remat: one of `REMAT`.
-        unroll: write the loop out.
+        unroll: whether to unroll the loop.
 
     Returns:
         [B, S, D], and the results with a leading layer axis.
@@ -326,9 +330,9 @@ def apply_stack(
     """Applies a stack of blocks.
 
     Args:
-        layers: what `stack` made of `Block`, leaves [L, ...].
+        layers: a `stack` of `Block`, with leaves [L, ...].
         x: [B, S, D].
-        mask: bool [B, S], false on padding.
+        mask: bool [B, S], false at padding.
         **options: ``remat`` and ``unroll`` of `scan_stack`.
 
     Returns:

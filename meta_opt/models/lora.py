@@ -1,12 +1,12 @@
-"""Low-rank adapters on linear layers, chosen by a regular expression over paths.
+"""Low-rank adapters (LoRA) on linear layers, selected by a regex over paths.
 
-Hu et al. 2021 (arXiv:2106.09685): a kernel W [in, out] acts as W + s A B with A
-[in, r], B [r, out], s = alpha / r; rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) takes
-s = alpha / sqrt(r). B starts at zero, so that the model does too. Kernels of a scanned
-stack, [L, in, out], get [L, in, r] and [L, r, out].
+Hu et al. 2021 (arXiv:2106.09685): a kernel W [in, out] acts as W + s A B with A [in,
+r], B [r, out], s = alpha / r; rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) takes s =
+alpha / sqrt(r). B is initialised to zero, so that the model is initially unchanged.
+Kernels of a scanned stack, [L, in, out], get [L, in, r] and [L, r, out].
 
-The names of the parameters there are do not change; an adapted layer has two more
-leaves, ``lora_a`` and ``lora_b``, of the type `LoRAParam`. To train them alone:
+The names of existing parameters do not change; an adapted layer has two more leaves,
+``lora_a`` and ``lora_b``, of the type `LoRAParam`. To train only these:
 
     graphdef, adapters, frozen = nnx.split(model, LoRAParam, ...)
 """
@@ -58,16 +58,16 @@ _OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which kernels get adapters, and of what size.
+    """Selection, rank and scale of adapters.
 
     Attributes:
         pattern: regex, searched in '/'-joined paths of kernels such as
             ``vision/layers/attention/query/kernel``.
-        groups: modality groups that are adapted, such as ``("vision",)``, see
+        groups: modality groups to adapt, such as ``("vision",)``, see
             `meta_opt.features.tensors.modality_group`; empty for all.
-        rank: r.
+        rank: r, rank of the adapters.
         alpha: scale of the adapters, see `scaling`.
-        rs_lora: scale by 1 / sqrt(r) instead of 1 / r.
+        rs_lora: whether to scale by 1 / sqrt(r) instead of 1 / r.
     """
 
     pattern: str = r"attention/(query|value)/kernel$"
@@ -102,12 +102,12 @@ class LoRAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoRASummary:
-    """What `add_lora` adapted.
+    """Statistics of `add_lora`.
 
     Attributes:
         shapes: shape of each adapted kernel by path.
-        trainable: parameters in adapters.
-        total: parameters of the model, adapters included.
+        trainable: number of parameters of the adapters.
+        total: number of parameters of the model, including adapters.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -130,7 +130,7 @@ class LoRALinear(Linear):
         self, linear: nnx.Linear, rank: int, scaling: float, *, rngs: nnx.Rngs
     ) -> None:
         shared: Any = linear
-        # No array is made in the place of those that are shared.
+        # Create the layer abstractly, since its parameters are replaced by shared ones.
         super().__init__(
             **_options(linear),
             kernel_init=lambda *_: shared.kernel[...],
@@ -142,14 +142,14 @@ class LoRALinear(Linear):
             self.kernel_scale = linear.kernel_scale
         *stack, fan_in, fan_out = linear.kernel.shape
         init = nnx.initializers.normal(fan_in**-0.5)
-        # Adapters train: in less than float32 small updates would be lost.
+        # Adapters are trained: below float32 small updates would be lost.
         dtype = jnp.promote_types(linear.param_dtype, jnp.float32)
         self.lora_a = LoRAParam(init(rngs.params(), (*stack, fan_in, rank), dtype))
         self.lora_b = LoRAParam(jnp.zeros((*stack, rank, fan_out), dtype))
         self.scaling = scaling
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """[..., in] to [..., out]."""
+        """Maps [..., in] to [..., out]."""
         y = super().__call__(inputs, out_sharding)
         x, a, b = self.promote_dtype(
             (inputs, self.lora_a[...], self.lora_b[...]), dtype=self.dtype
@@ -175,17 +175,17 @@ class LoRALinear(Linear):
 def add_lora(
     model: nnx.Module, config: LoRAConfig | None = None, *, rngs: nnx.Rngs
 ) -> LoRASummary:
-    """Puts adapters on the linear layers of ``model`` that the pattern matches.
+    """Adds adapters to the linear layers of ``model`` that the pattern matches.
 
-    The model is changed in place and computes what it did until adapters are trained.
+    The model is changed in place; its outputs are the same until adapters are trained.
 
     Args:
         model: any module with `nnx.Linear` layers, stacked ones included.
         config: pattern and rank.
-        rngs: the ``params`` stream initialises the A matrices.
+        rngs: random streams; ``params`` initialises the A matrices.
 
     Returns:
-        What was matched and how much trains, to print.
+        Adapted kernels and parameter counts, to print.
 
     Raises:
         ValueError: if nothing matches; the message lists the candidates.
@@ -211,9 +211,9 @@ def add_lora(
 
 
 def merge_lora(model: nnx.Module) -> nnx.State:
-    """Folds the adapters into the kernels and takes them off, in place.
+    """Merges the adapters into the kernels and removes them, in place.
 
-    Kernels that were in int8, adapted or not, are floats then.
+    All int8 kernels, adapted or not, are dequantised.
 
     Args:
         model: a module with adapters.
@@ -222,7 +222,7 @@ def merge_lora(model: nnx.Module) -> nnx.State:
         The adapters, for `unmerge_lora`.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no adapters.
     """
     adapters = nnx.state(model, LoRAParam)
     paths = [path for path, _ in _linears(model, LoRALinear)]
@@ -235,11 +235,11 @@ def merge_lora(model: nnx.Module) -> nnx.State:
 
 
 def unmerge_lora(model: nnx.Module, adapters: nnx.State, config: LoRAConfig) -> None:
-    """Undoes `merge_lora` in place, to rounding: kernels less s A B, adapters back on.
+    """Undoes `merge_lora` in place, up to rounding.
 
     Args:
         model: the merged module.
-        adapters: what `merge_lora` returned.
+        adapters: the result of `merge_lora`.
         config: the configuration that the adapters were added with.
     """
     flat = nnx.to_flat_state(adapters)
@@ -262,7 +262,7 @@ def _options(linear: nnx.Linear) -> dict[str, Any]:
 def _linears(
     model: nnx.Module, *kinds: type[nnx.Linear]
 ) -> Iterator[tuple[KeyPath, Any]]:
-    """Layers of exactly these types, with their paths, by path."""
+    """Layers of exactly these types with their paths, sorted by path."""
     found = {p: m for p, m in nnx.iter_modules(model) if type(m) in kinds}
     yield from sorted(found.items(), key=lambda item: _kernel_path(item[0]))
 

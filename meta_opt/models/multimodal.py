@@ -1,7 +1,7 @@
-"""A model of image, text, audio and video: encoders, fusion, heads.
+"""Multimodal model of image, text, audio and video: encoders, fusion, heads.
 
 Input processing and feature fusion of the Meta Optimizer framework (Muhajab et al.).
-Any modality may be missing, from a batch or from some of its samples.
+Any modality may be missing from a batch or from some of its samples.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ from meta_opt.types import Batch, PyTree
 
 MODALITIES = ("image", "text", "audio", "video")
 _LINEAR = ("classes", "scores", "embed_dim")
-"""Heads that are one linear layer."""
+"""Heads that consist of one linear layer."""
 _READ_OUT = ("classes", "scores")
-"""Heads that a readout can stand beside."""
+"""Heads that can be combined with a readout."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadsConfig:
-    """What is predicted from the fused features.
+    """Output heads on the fused features.
 
     Attributes:
-        classes: K of a classification; 0 for none.
-        scores: numbers of a regression; 0 for none.
-        embed_dim: width of the unit vectors of retrieval; 0 for none.
-        readout: whether classes and scores are also read linearly from the mean
-            features of the pretrained encoders, which are then part of a batch
-            (``means``). The heads on the fusion begin at zero, so that the readout is
-            where training starts, and learn what it lacks.
-        captioner: the decoder that writes captions; without a vocabulary there is none.
+        classes: K, number of classes; 0 for no classification head.
+        scores: number of regression outputs; 0 for no regression head.
+        embed_dim: width of the retrieval embeddings; 0 for no retrieval head.
+        readout: whether to add a linear readout of the mean features of the pretrained
+            encoders, which are then part of a batch (``means``), to classes and scores.
+            The heads on the fusion are initialised to zero, so that training starts
+            from the readout and the heads learn its residual.
+        captioner: decoder of captions; without a vocabulary there is none.
     """
 
     classes: int = 0
@@ -61,29 +61,29 @@ class HeadsConfig:
 
 
 class Multimodal(nnx.Module):
-    """Encoders of the modalities, fused.
+    """Encoders of several modalities, a fusion transformer and output heads.
 
     A batch has the inputs of the encoders by modality (``image`` [B, h, w, 3], ``text``
-    int [B, S], ``audio`` float [B, T, mels], ``video`` [B, T, h, w, 3], which the
-    image's encoder sees frame by frame) and, where samples lack one of them,
-    ``<modality>_present`` bool [B]. Encoders that are upper halves
-    (`meta_opt.models.encoders.base.Halves`) have what the lower ones give as inputs.
+    int [B, S], ``audio`` float [B, T, mels], ``video`` [B, T, h, w, 3], which the image
+    encoder processes frame by frame) and, if samples lack one of them,
+    ``<modality>_present`` bool [B]. The inputs of encoders that are upper halves
+    (`meta_opt.models.encoders.base.Halves`) are the outputs of the lower halves.
 
-    With a readout a batch has ``means`` too, float32 [B, W], W being the sum of the
-    encoders' widths in the order of the modalities
-    (`meta_opt.workloads.readout.mean_features`), or ``read`` float32 [B, K], what the
-    readout makes of them.
+    With a readout, a batch also has ``means``, float32 [B, W], where W is the sum of
+    the encoders' widths in the order of the modalities
+    (`meta_opt.workloads.readout.mean_features`), or ``read`` float32 [B, K], the
+    outputs of the readout.
 
     Args:
-        config: sizes and numerics of what is fused.
-        encoders: by modality; that of ``video`` may be left out where there is one of
-            images.
-        modalities: that it reads.
-        heads: what it predicts.
-        rngs: the ``params`` stream initialises all but the encoders.
+        config: architecture and numerics of the fusion.
+        encoders: encoders by modality; ``video`` may be omitted if there is an image
+            encoder.
+        modalities: input modalities of the model.
+        heads: output heads.
+        rngs: random streams; ``params`` initialises all but the encoders.
 
     Raises:
-        ValueError: a modality that is not known or has no encoder.
+        ValueError: an unknown modality, or one without an encoder.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Multimodal(nnx.Module):
                     f"{', '.join(MODALITIES)}"
                 )
         self.config, self.modalities = config, tuple(used)
-        # Hashable, so that programs over the module are compiled once.
+        # Hashable, so that functions of the module are compiled only once.
         self._encoder_of = tuple(used.items())
         self.encoders = nnx.Dict({e: encoders[e] for e in dict.fromkeys(used.values())})
         widths = {m: encoders[e].config.width for m, e in used.items()}
@@ -137,10 +137,10 @@ class Multimodal(nnx.Module):
             self.captioner = Captioner(heads.captioner, config, rngs=rngs)
 
     def encode(self, batch: Batch) -> dict[str, Tokens]:
-        """Features of the modalities that the batch has.
+        """Encodes the modalities of a batch.
 
         Raises:
-            ValueError: a batch without any of them.
+            ValueError: a batch without any of the model's modalities.
         """
         there = [m for m in self.modalities if m in batch]
         if not there:
@@ -164,17 +164,17 @@ class Multimodal(nnx.Module):
         return Tokens(self.projections["video"](self.video_temporal(x)), real)
 
     def fuse(self, batch: Batch) -> Fused:
-        """Fuses the modalities that the batch has."""
+        """Fuses the modalities of a batch."""
         return self._fuse(self.encode(batch), batch)
 
     def _fuse(self, encoded: Mapping[str, Tokens], batch: Batch) -> Fused:
-        """Fuses some modalities, of which ``batch`` says where they are present."""
+        """Fuses encoded modalities, with masks of presence from ``batch``."""
         return self.fusion(dict(encoded), _presence(encoded, batch))
 
     def _read(self, head: str, encoded: Collection[str], batch: Batch) -> jax.Array:
-        """What a readout makes of some modalities, float32 [B, K]."""
+        """Outputs of the readout for some modalities, float32 [B, K]."""
         if "read" in batch:
-            # Known of all modalities together only.
+            # Known only for all modalities together.
             share = float(set(encoded) == set(self.modalities))
             return share * jnp.asarray(batch["read"])
         if "means" not in batch:
@@ -200,26 +200,26 @@ class Multimodal(nnx.Module):
     def classify_encoded(
         self, encoded: Mapping[str, Tokens], batch: Batch
     ) -> jax.Array:
-        """Float32 logits [B, K] of features that were encoded before.
+        """Float32 logits [B, K] from encoded features.
 
-        With the features of some modalities alone these are the logits of the batch
-        with all others masked: a masked token has weight 0 in attention, and the
-        fusion has no positions. Leaving them out is exact, and costs less.
+        Given features of some modalities only, these are the logits of the batch with
+        all others masked: a masked token has weight 0 in attention, and the fusion has
+        no position embeddings. Omitting modalities is therefore exact, and cheaper.
 
         Args:
-            encoded: of `encode`, all or some of the modalities.
-            batch: ``<modality>_present`` is read of it.
+            encoded: outputs of `encode`, for all or some of the modalities.
+            batch: batch, of which only ``<modality>_present`` is used.
         """
         return self._predict("classes", batch, encoded)
 
     def score(self, batch: Batch) -> jax.Array:
-        """Float32 numbers [B, scores]."""
+        """Float32 regression outputs [B, scores]."""
         return self._predict("scores", batch)
 
     def embed(self, batch: Batch, modalities: Collection[str]) -> jax.Array:
-        """Float32 unit vectors [B, embed_dim] of some of the modalities alone.
+        """Float32 unit vectors [B, embed_dim] from some of the modalities only.
 
-        Those of ``("image",)`` and of ``("text",)`` are what retrieval compares.
+        Retrieval compares those of ``("image",)`` with those of ``("text",)``.
         """
         kept = {m: batch[m] for m in modalities}
         names = [f"{m}_present" for m in modalities]
@@ -229,11 +229,11 @@ class Multimodal(nnx.Module):
 
     @property
     def scale(self) -> jax.Array:
-        """What products of unit vectors are multiplied by in a contrastive loss."""
+        """Logit scale (inverse temperature) of a contrastive loss."""
         return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
 
     def caption_states(self, batch: Batch, text: jax.Array) -> tuple[jax.Array, ...]:
-        """What `captioning_loss` takes, of captions int [B, S]."""
+        """Arguments of `captioning_loss` for captions int [B, S]."""
         return self._writer().states(self.fuse(batch).tokens, jnp.asarray(text))
 
     def caption_logits(self, batch: Batch, text: jax.Array) -> jax.Array:
@@ -241,7 +241,7 @@ class Multimodal(nnx.Module):
         return self._writer().logits(self.fuse(batch).tokens, jnp.asarray(text))
 
     def write(self, batch: Batch, max_tokens: int) -> jax.Array:
-        """The likeliest captions, int32 [B, max_tokens]; under `jax.jit`."""
+        """Greedily decoded captions, int32 [B, max_tokens]; call under `jax.jit`."""
         return self._writer().write(self.fuse(batch).tokens, max_tokens)
 
     def _writer(self) -> Captioner:
@@ -252,7 +252,7 @@ class Multimodal(nnx.Module):
     def _predict(
         self, head: str, batch: Batch, encoded: Mapping[str, Tokens] | None = None
     ) -> jax.Array:
-        # Before the inputs are looked at: what lacks a head is the wrong model.
+        # Checked before the inputs, since a missing head means the wrong model.
         if head not in self.heads:
             raise ValueError(
                 f"the model has no head for {head}; it has "
@@ -267,7 +267,7 @@ class Multimodal(nnx.Module):
 
 
 def _presence(names: Collection[str], batch: Batch) -> dict[str, jax.Array]:
-    """Of some modalities, bool [B] where the batch says who has them."""
+    """Masks of presence, bool [B] by modality, as far as the batch has them."""
     return {
         m: jnp.asarray(batch[f"{m}_present"]) for m in names if f"{m}_present" in batch
     }

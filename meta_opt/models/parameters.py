@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 STORED = (nnx.Param, nnx.BatchStat)
-"""Kinds of variables that make a model what it is: parameters, running statistics."""
+"""Kinds of variables that define a model: parameters and running statistics."""
 
 
 def by_path(model: nnx.Module, kind: Any = nnx.Param) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def parameter_count(model: nnx.Module) -> int:
 
 
 def exportable(model: nnx.Module) -> dict[str, Any]:
-    """Parameters and running statistics by path, if they are a plain model's.
+    """Parameters and running statistics by path, of a model without adapters.
 
     Raises:
-        ValueError: adapters, or kernels in int8.
+        ValueError: the model has adapters or int8 kernels.
     """
     params = by_path(model, STORED)
     if adapters := [name for name in params if "/lora_" in name]:
@@ -41,11 +41,11 @@ def exportable(model: nnx.Module) -> dict[str, Any]:
 
 
 def mismatch(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """How given tensors differ from the wanted ones, for an error message.
+    """Describes how given tensors differ from expected ones, for an error message.
 
     Args:
-        found: shapes by name.
-        wanted: shapes by name.
+        found: shapes of the given tensors by name.
+        wanted: expected shapes by name.
 
     Returns:
         "it lacks ...; it has unknown ...; it has other shapes: ..."; "" if all is well.

@@ -1,7 +1,7 @@
-"""LoRA as PEFT has it: what ``adapter_config.json`` says, and tensors of each layer.
+"""LoRA in PEFT's format: ``adapter_config.json`` and the tensors of each layer.
 
-Every setting is applied, known to change nothing that adapters compute, or refused by
-name; one that PEFT will only introduce is refused too, unless it is off.
+Every setting is applied, known not to affect the adapters' function, or rejected by
+name. Unknown settings of future versions are rejected unless they are off.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from meta_opt.models.parameters import some
 from meta_opt.models.settings import check_pattern, is_count
 
 PREFIX = "base_model.model."
-"""Of every tensor's name."""
+"""Prefix of all tensor names."""
 LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-"""Our name of a factor to the ending of its tensor's name."""
+"""Suffix of a factor's tensor name, by our name of the factor."""
 
 _APPLIED = (
     "peft_type",
@@ -37,7 +37,7 @@ _APPLIED = (
     "layers_pattern",
     "init_lora_weights",
 )
-# Of training, of bookkeeping, or of initialisations whose name is checked by itself.
+# Settings of training, bookkeeping, or initialisations that are checked elsewhere.
 _WITHOUT_EFFECT = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -58,28 +58,29 @@ _WITHOUT_EFFECT = (
 )
 _OFF: tuple[Any, ...] = (None, False, "none", {}, [])
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
-"""Initialisations that leave the kernels underneath as they are."""
+"""Initialisations that do not modify the base kernels."""
 _SUBTRACTED_STARTS = ("pissa", "olora")
-"""Those that take a part off the kernels which follows from the kernels alone."""
+"""Initialisations that subtract a deterministic function of the kernels from them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PeftConfig:
-    """LoRA as PEFT configures it.
+    """PEFT's configuration of LoRA.
 
     Attributes:
-        rank: r, where no pattern says otherwise.
-        alpha: where no pattern says otherwise.
-        rs_lora: scale by alpha / sqrt(r) instead of alpha / r.
-        rank_pattern: r by regular expression over the ends of names of layers.
-        alpha_pattern: alpha by regular expression over the ends of names of layers.
-        target_modules: regular expression over whole names, or ends of names; None
-            leaves it to the tensors which layers are adapted.
-        exclude_modules: layers that are not adapted: a regular expression over whole
-            names, or ends of names.
-        layers_to_transform: numbers of layers; empty for all.
-        layers_pattern: names of the lists that these layers are in; empty for any.
-        start: ``pissa`` or ``olora`` if such a part was taken off the kernels, or "".
+        rank: r, default rank.
+        alpha: default alpha.
+        rs_lora: whether to scale by alpha / sqrt(r) instead of alpha / r.
+        rank_pattern: r by regular expression over suffixes of layer names.
+        alpha_pattern: alpha by regular expression over suffixes of layer names.
+        target_modules: regular expression over full layer names, or suffixes of names;
+            None: the tensors determine which layers are adapted.
+        exclude_modules: layers that are not adapted: a regular expression over full
+            names, or suffixes of names.
+        layers_to_transform: indices of adapted layers; empty for all.
+        layers_pattern: names of the module lists of these layers; empty for any.
+        start: ``pissa`` or ``olora`` if this initialisation modified the kernels, or
+            "".
     """
 
     rank: int = 8
@@ -95,7 +96,7 @@ class PeftConfig:
 
     @property
     def scaling(self) -> float:
-        """The factor of A B, where no pattern says otherwise."""
+        """The default factor of A B."""
         return self._scaling(self.alpha, self.rank)
 
     def rank_of(self, name: str) -> int:
@@ -130,11 +131,11 @@ class PeftConfig:
 
 
 def parse_config(given: Mapping[str, Any]) -> PeftConfig:
-    """The configuration that ``adapter_config.json`` holds.
+    """Parses the contents of ``adapter_config.json``.
 
     Raises:
-        ValueError: another method than LoRA, or a setting that changes what adapters
-            compute and that is not known here; it is named.
+        ValueError: another method than LoRA, or an unsupported setting that affects the
+            adapters' function; the message names it.
     """
     kind = given.get("peft_type")
     if kind != "LORA":
@@ -200,22 +201,22 @@ def merge_layers(
     layers: Mapping[str, tuple[Sequence[str], jax.Array]],
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[LoRAConfig, dict[str, np.ndarray]]:
-    """The adapters of a model of ours that compute what those of PEFT do there.
+    """Converts PEFT's adapters to equivalent ones of our models.
 
-    A stack has one rank and one scale here: layers of a lower rank, or without an
-    adapter, are filled up with zeros, and a scale of a layer's own goes into its B.
+    A stack has a single rank and scale: layers of a lower rank, or without an adapter,
+    are padded with zeros, and per-layer scales are folded into B.
 
     Args:
-        config: as `parse_config` gives it.
-        layers: of each kernel's path the names in PEFT, one for each layer of a stack,
-            and the kernel, [in, out] or [L, in, out].
-        tensors: of the file, by name.
+        config: output of `parse_config`.
+        layers: by path of a kernel, its names in PEFT, one per layer of a stack, and
+            the kernel, [in, out] or [L, in, out].
+        tensors: tensors of the file by name.
 
     Returns:
-        A configuration that would add the same adapters, and these by path.
+        A configuration that would add the same adapters, and the adapters by path.
 
     Raises:
-        ValueError: tensors that are missing, left over or of another rank.
+        ValueError: missing or unused tensors, or tensors of another rank.
     """
     left = dict(tensors)
     found: dict[str, list[Factors | None]] = {}
@@ -264,7 +265,7 @@ def merge_layers(
 def _take(
     config: PeftConfig, name: str, tensors: dict[str, np.ndarray]
 ) -> Factors | None:
-    """Takes a layer's factors out of the tensors; None if they are not there."""
+    """Removes a layer's factors from the tensors and returns them; None if missing."""
     keys = [f"{PREFIX}{name}.{ending}" for ending in LEAVES.values()]
     there = [key for key in keys if key in tensors]
     if not there:
@@ -288,7 +289,7 @@ def _on_whole_kernels(
     kernel: jax.Array,
     found: Sequence[Factors | None],
 ) -> Iterator[Factors | None]:
-    """Adapters for kernels from which nothing was subtracted."""
+    """Converts adapters of modified kernels to adapters of the original kernels."""
     if not config.start:
         yield from found
         return
@@ -306,16 +307,16 @@ def _on_whole_kernels(
 
 
 def subtracted(start: str, kernel: np.ndarray, rank: int, scaling: float) -> Factors:
-    """What an initialisation took off a kernel, as an adapter of its own.
+    """What an initialisation subtracted from a kernel, in the form of an adapter.
 
     PiSSA (Meng et al. 2024, arXiv:2404.02948) starts from the largest singular values,
     OLoRA (Buyukakyuz 2024, arXiv:2406.01775) from the QR decomposition, and both
-    subtract the product that adapters begin with, so that the model computes what it
-    did. The adapters are of use on the kernels that are left only.
+    subtract the adapters' initial product, so that the model's function is unchanged.
+    Such adapters are only valid with the modified kernels.
 
     Args:
         start: ``pissa`` or ``olora``.
-        kernel: [in, out], as it was before.
+        kernel: original kernel, [in, out].
         rank: r.
         scaling: s, the factor of A B.
 

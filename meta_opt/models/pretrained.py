@@ -1,4 +1,4 @@
-"""Saving and loading our own weights: float16 safetensors, JSON and a model card.
+"""Saving and loading of our own weights: float16 safetensors, JSON and a model card.
 
 ``name.safetensors`` has the parameters, and the statistics of batch norms, by
 '/'-joined path; ``name.json`` has the kind
@@ -29,11 +29,11 @@ _KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "generative": (Generative, GenerativeConfig),
 }
 WEIGHTS_DIR = Path(__file__).parent / "weights"
-"""Where the shipped weights are."""
+"""Folder of the bundled weights."""
 
 
 def names() -> list[str]:
-    """Names of the shipped weights."""
+    """Names of the bundled weights."""
     return sorted(path.stem for path in WEIGHTS_DIR.glob("*.json"))
 
 
@@ -43,13 +43,13 @@ def save(
     """Writes ``path.safetensors``, ``path.json`` and, with a card, ``path.md``.
 
     Args:
-        path: folder and name without suffix.
+        path: path without file extension.
         model: without adapters (`meta_opt.models.lora.merge_lora` folds them in).
         card: the model card, Markdown.
 
     Raises:
         ValueError: if a parameter is not finite in float16, belongs to an adapter or is
-            in int8.
+            int8.
     """
     tensors = {
         name: np.asarray(param[...], np.float32)
@@ -73,20 +73,19 @@ def save(
 
 
 def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText | Generative:
-    """Loads weights that `save` wrote.
+    """Loads weights that were saved by `save`.
 
     Args:
-        name_or_path: one of `names`, or a path without suffix.
-        **changes: fields of the configuration that differ from the saved ones and
-            leave the parameters as they are: ``dtype``, ``param_dtype`` (float32 if not
-            given), ``remat``, ``scan_layers``.
+        name_or_path: one of `names`, or a path without file extension.
+        **changes: fields of the configuration that do not affect parameters: ``dtype``,
+            ``param_dtype`` (float32 by default), ``remat``, ``scan_layers``.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: if there are no such weights, the file is not the one that the JSON
-            describes, or its tensors are not those of the configuration.
+        ValueError: if there are no such weights, or the file does not match its JSON or
+            the configuration.
     """
     path = _find(name_or_path)
     about = _about(path)
@@ -116,7 +115,7 @@ def load(name_or_path: str | os.PathLike, **changes: Any) -> VisionText | Genera
 def read_config(
     name_or_path: str | os.PathLike,
 ) -> VisionTextConfig | GenerativeConfig:
-    """The architecture of weights that `save` wrote, without reading these.
+    """Reads the architecture of saved weights, without the weights.
 
     Raises:
         ValueError: if there are no such weights.

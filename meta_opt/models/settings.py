@@ -1,7 +1,7 @@
 """Checks of a configuration's fields, with errors that name the field and its value.
 
-A configuration may come from a file of someone else's: sizes are bounded, so that what
-is made of them ends, and so are regular expressions.
+A configuration may come from an untrusted file: sizes and regular expressions are
+bounded, so that using them terminates.
 """
 
 import math
@@ -11,11 +11,12 @@ from typing import Any
 from meta_opt.types import near_match
 
 MAX_SIZE = 2**24
-"""The largest width, vocabulary or side in pixels."""
+"""Largest width, vocabulary or side in pixels."""
 MAX_DEPTH = 1024
-"""The most layers of a stack."""
+"""Largest number of layers of a stack."""
 _MAX_REPEATS = 5
-"""Unbounded repetitions in a regular expression; time grows with this power."""
+"""Largest number of unbounded repetitions in a regular expression; the time of a search
+is polynomial of this degree."""
 
 
 def is_count(value: Any, most: int = MAX_SIZE) -> bool:
@@ -56,15 +57,15 @@ def check_positive(config: object, *names: str) -> None:
 
 
 def check_pattern(name: str, pattern: Any) -> None:
-    r"""Raises ValueError for an invalid regular expression, or one that may never end.
+    r"""Raises ValueError for an invalid or possibly non-terminating regular expression.
 
-    The time of a search doubles with each character where a group is repeated whose
-    parts can be divided in several ways, and it grows with the power of the number of
-    unbounded repetitions. No adapter needs either.
+    Repeated ambiguous groups make the time of a search exponential in the length of the
+    text, and unbounded repetitions make it polynomial of their number. No adapter needs
+    either.
 
     Args:
-        name: of the setting, for the error.
-        pattern: of someone else's file.
+        name: name of the setting, for the error message.
+        pattern: regular expression of an untrusted file.
 
     >>> check_pattern("target_modules", r".*\.layers\.\d+\.(q|v)_proj$")
     >>> check_pattern("target_modules", r"(a+)+")
@@ -78,7 +79,7 @@ def check_pattern(name: str, pattern: Any) -> None:
         raise ValueError(
             f"{name}={pattern!r} is not a regular expression: {error}"
         ) from None
-    # Without what is escaped, and without classes of characters.
+    # Ignore escaped characters and character classes.
     plain = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
     plain = re.sub(r"\[\^?\]?[^]]*\]", "a", plain)
     if re.search(r"\)\s*[*+{]", plain):
@@ -97,9 +98,9 @@ def check_divides(config: object, small: str, large: str) -> None:
     """Raises ValueError unless one field divides another.
 
     Args:
-        config: has both as attributes.
-        small: name of the one that divides.
-        large: name of the one that is divided.
+        config: configuration with both fields.
+        small: name of the divisor.
+        large: name of the multiple.
 
     >>> import types
     >>> check_divides(types.SimpleNamespace(heads=3, width=16), "heads", "width")
@@ -114,11 +115,11 @@ def check_divides(config: object, small: str, large: str) -> None:
 
 
 def check_names(config: object, **known_by_field: tuple[str, ...]) -> None:
-    """Raises ValueError for a field whose value is not one of those known.
+    """Raises ValueError for a field with an unknown value.
 
     Args:
-        config: has the fields as attributes.
-        **known_by_field: the values that each may have.
+        config: configuration with the fields.
+        **known_by_field: allowed values of each field.
 
     >>> import types
     >>> check_names(types.SimpleNamespace(remat="fulll"), remat=("none", "full"))

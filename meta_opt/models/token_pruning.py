@@ -1,12 +1,12 @@
-"""Training-free pruning of a clip's visual tokens, with output shapes that are static.
+"""Training-free pruning of a clip's visual tokens, with static output shapes.
 
 After PruneVid (Huang et al. 2024, arXiv:2412.16117): patches that do not change within
-a stretch of similar frames are merged over time, those that remain are clustered in
-space by density peaks (DPC-KNN, Du et al. 2016), and of the clusters those that a text
-is most related to may be kept. Nothing is learned. What differs from the paper:
+a segment of similar frames are merged over time, the remaining ones are clustered in
+space by density peaks (DPC-KNN, Du et al. 2016), and optionally only the clusters most
+relevant to a text are kept. Nothing is learned. Differences from the paper:
 
-- Stretches are runs of consecutive frames, cut where the mean features of two
-  neighbours differ. The paper clusters frames, and a scene may come back.
+- Segments are sequences of consecutive frames, cut where the mean features of two
+neighbours differ. The paper clusters frames, so that a scene may recur.
 - Clusters are of the patches of the whole clip, and of a number that is given. The
   paper has a share of each frame's patches, of which there are more or fewer by what
   the clip shows. Here all clips of a batch give as many tokens, those that a clip does
@@ -25,24 +25,24 @@ import jax.numpy as jnp
 from meta_opt.types import check_name
 
 _FAR = 1e30
-"""Above every squared distance between features."""
+"""An upper bound of all squared distances between features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PruningConfig:
-    """What a video model reads of a frame, and how much of it.
+    """The tokens of a frame in a video model, and their pruning.
 
     Attributes:
         tokens: ``frames``, the mean of a frame's patches; or ``patches``, each patch of
             each frame, of which some may be pruned.
-        kept_share: tokens that are left, over patches of the clip; 1: all of them.
-        relevant_share: of the tokens that are left, those that are read together with a
-            text, by how related they are to it; 1: all of them.
-        temporal_threshold: mean cosine of a patch between the frames of a stretch from
-            which on it counts as static.
-        segment_threshold: cosine of two neighbouring frames below which a new stretch
+        kept_share: number of kept tokens, as a share of the clip's patches; 1 for all.
+        relevant_share: share of the kept tokens, by relevance to a text, that are
+            processed together with it; 1 for all.
+        temporal_threshold: smallest mean cosine of a patch between the frames of a
+            segment for which it counts as static.
+        segment_threshold: cosine of two neighbouring frames below which a new segment
             begins.
-        neighbours: nearest tokens that the density around a token is of.
+        neighbours: number of nearest neighbours for the density of a token.
     """
 
     tokens: str = "frames"
@@ -53,7 +53,7 @@ class PruningConfig:
     neighbours: int = 4
 
     def __post_init__(self) -> None:
-        """Checks the ranges, and that there are patches to prune."""
+        """Raises ValueError for values out of range, or pruning without patches."""
         check_name("pruning.tokens", self.tokens, ("frames", "patches"))
         for name in ("kept_share", "relevant_share"):
             share = getattr(self, name)
@@ -73,7 +73,7 @@ class PruningConfig:
             raise ValueError(f"pruning.neighbours={self.neighbours} must be at least 1")
 
     def kept(self, patches: int) -> int:
-        """K, tokens that are left of a clip's patches, at least one.
+        """K, number of kept tokens of a clip, at least one.
 
         >>> PruningConfig("patches", kept_share=0.2).kept(32)
         6
@@ -81,52 +81,52 @@ class PruningConfig:
         return max(1, round(self.kept_share * patches))
 
     def relevant(self, tokens: int) -> int:
-        """How many of a clip's tokens are read together with a text, at least one."""
+        """Number of a clip's tokens that are processed with a text, at least one."""
         return max(1, round(self.relevant_share * tokens))
 
 
 class Pruned(NamedTuple):
-    """Which token each patch of a clip became a part of.
+    """Assignment of a clip's patches to tokens.
 
     Attributes:
-        shares: float32 [B, K, T, P], the weight of each patch in the mean that a token
-            is; they sum to 1 over the patches of a token that is real.
-        real: bool [B, K], false on tokens that a clip does not need.
+        shares: float32 [B, K, T, P], weight of each patch in the mean of a token; they
+            sum to 1 over the patches of a real token.
+        real: bool [B, K], false for unused tokens of a clip.
     """
 
     shares: jax.Array
     real: jax.Array
 
     def tokens(self, features: jax.Array) -> jax.Array:
-        """Means [B, K, D] of features [B, T, P, D]; zeros where nothing is real."""
+        """Means [B, K, D] of features [B, T, P, D]; zeros for unused tokens."""
         means = jnp.einsum(
             "bktp,btpd->bkd", self.shares.astype(features.dtype), features
         )
         return means
 
     def frames(self) -> jax.Array:
-        """How much of each token is of each frame, float32 [B, K, T]."""
+        """Share of each frame in each token, float32 [B, K, T]."""
         return jnp.sum(self.shares, axis=3)
 
 
 def prune_tokens(
     features: jax.Array, present: jax.Array, config: PruningConfig
 ) -> Pruned:
-    """Merges patches over time and clusters what is left.
+    """Merges patches over time and clusters the remaining ones.
 
-    Labels are constants to differentiation: gradients go through the means alone.
+    Assignments are not differentiated: gradients flow through the means only.
 
     Args:
-        features: [B, T, P, D], of the patches of each frame.
-        present: bool [B, T], false on frames that a shorter clip does not have.
-        config: how many tokens are left, and what counts as static.
+        features: [B, T, P, D], features of the patches of each frame.
+        present: bool [B, T], false after the end of a shorter clip.
+        config: settings of the pruning.
 
     Returns:
-        Assignments to K tokens, K by ``config.kept``, in the order of the patches that
-        they are centred at. With a share of 1 each patch is a token of its own.
+        Assignments to K tokens, K by ``config.kept``, in the order of their centre
+        patches. With a share of 1 each patch is a separate token.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: inconsistent shapes.
 
     Example:
         >>> still = jnp.broadcast_to(jnp.eye(4)[None, None], (1, 8, 4, 4))
@@ -161,11 +161,11 @@ def prune_tokens(
 
 
 def merge_static(x: jax.Array, present: jax.Array, config: PruningConfig) -> jax.Array:
-    """The patch that each patch of a clip is merged into: itself, if it changes.
+    """The patch that each patch of a clip is merged into; itself if it is not static.
 
-    A patch is static in a stretch of frames if the mean cosine between its features in
-    every two of them reaches ``config.temporal_threshold``; all of it is then merged
-    into that of the stretch's first frame.
+    A patch is static in a segment of frames if the mean cosine between its features in
+    all pairs of frames reaches ``config.temporal_threshold``; it is then merged into
+    the patch of the segment's first frame.
 
     Args:
         x: float32 [T, P, D].
@@ -173,25 +173,25 @@ def merge_static(x: jax.Array, present: jax.Array, config: PruningConfig) -> jax
         config: the thresholds.
 
     Returns:
-        int32 [T, P], numbers of patches (frame times P plus place); -1 on frames that
-        are not there.
+        int32 [T, P], indices of patches (frame times P plus position); -1 for missing
+        frames.
     """
     frames, patches = x.shape[:2]
     mean = _unit(jnp.mean(x, axis=1))
-    # Frames that are there come first, so that neighbours in time are neighbours here.
+    # Existing frames come first, so that neighbours in time are adjacent here.
     new = jnp.sum(mean[1:] * mean[:-1], axis=-1) < config.segment_threshold
     stretch = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new)])
     same = (stretch[:, None] == stretch[None]) & present[:, None] & present[None]
     unit = _unit(x)
     cosines = jnp.einsum("spd,tpd->stp", unit, unit)
     pairs = same & ~jnp.eye(frames, dtype=bool)
-    # Of the whole stretch that a frame is in, for each place [T, P].
+    # For the whole segment of a frame, by position [T, P].
     per_frame = jnp.sum(jnp.where(pairs[..., None], cosines, 0), axis=1)
     total = jnp.einsum("st,tp->sp", same.astype(jnp.float32), per_frame)
     size = jnp.sum(same, axis=1)[:, None]
     mean_cosine = total / jnp.maximum(size * (size - 1), 1)
     static = (mean_cosine >= config.temporal_threshold) & (size > 1)
-    # The first frame of the stretch.
+    # The first frame of the segment.
     first = jnp.argmax(same, axis=1)[:, None]
     place = jnp.arange(patches)[None]
     own = jnp.arange(frames)[:, None] * patches + place
@@ -204,28 +204,29 @@ def cluster(
 ) -> tuple[jax.Array, jax.Array]:
     """Clusters merged patches around density peaks (DPC-KNN).
 
-    The density of a token is ``exp(-m)``, m the mean squared distance to its nearest
-    ones; centres are tokens of the largest density times squared distance to the
-    nearest token that is denser. Each token goes to the nearest centre.
+    The density of a token is ``exp(-m)`` with the mean squared distance m to its
+    nearest neighbours; centres are the tokens with the largest product of density and
+    squared distance to the nearest denser token. Each token is assigned to the nearest
+    centre.
 
     Args:
         x: float32 [N, D], features of patches.
-        leaders: int [N], see `merge_static`; a token is the mean of those that share
-            one.
-        kept: K, clusters.
-        neighbours: nearest tokens that the density is of; as many as there are, if
-            there are fewer.
+        leaders: int [N], output of `merge_static`; patches with the same leader are
+            averaged to a token.
+        kept: K, number of clusters.
+        neighbours: number of nearest neighbours for the density, limited to the number
+            of tokens.
 
     Returns:
-        The cluster of each patch, int32 [N], -1 where there is none; and bool [K],
-        which clusters are not empty, all of them first.
+        The cluster of each patch, int32 [N], -1 for none; and bool [K], which clusters
+        are not empty, sorted first.
     """
     count = len(x)
     members = jax.nn.one_hot(leaders, count, axis=0, dtype=jnp.float32)
     sizes = jnp.sum(members, axis=1)
     real = sizes > 0
     means = (members @ x) / jnp.maximum(sizes, 1)[:, None]
-    # To one scale, so that the density does not vanish where features are large.
+    # Normalised, so that the density does not underflow for large features.
     squares = _squared_distances(means) / x.shape[1]
     both = real[:, None] & real[None]
     others = both & ~jnp.eye(count, dtype=bool)
@@ -236,16 +237,16 @@ def cluster(
     log_density = -mean / jnp.maximum(jnp.sum(counted, axis=1), 1)
     index = jnp.arange(count)
     denser = log_density[None] > log_density[:, None]
-    # Of equal ones the first is the denser.
+    # Of equally dense tokens the first counts as denser.
     tied = (log_density[None] == log_density[:, None]) & (index[None] < index[:, None])
     denser = (denser | tied) & both
     apart = jnp.min(jnp.where(denser, squares, _FAR), axis=1)
     largest = jnp.max(jnp.where(both, squares, 0))
-    # Distances of at least the densest token's, which is far from all.
+    # The densest token gets the largest distance, so that it is always a centre.
     apart = jnp.where(jnp.any(denser, axis=1), apart, largest)
     score = jnp.where(real, jnp.exp(log_density) * apart, -1.0)
     _, centres = jax.lax.top_k(score, kept)
-    # In the order of the patches, those that are none last.
+    # In the order of the patches, with empty clusters last.
     centres = jnp.sort(jnp.where(real[centres], centres, count))
     found = centres < count
     to_centres = squares[:, jnp.minimum(centres, count - 1)]
@@ -257,14 +258,14 @@ def cluster(
 def relevant_tokens(
     video: jax.Array, real: jax.Array, text: jax.Array, words: jax.Array, kept: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The tokens of clips that their texts are most related to, in their order.
+    """Selects the tokens of clips that are most relevant to their texts, in order.
 
     Args:
         video: [B, K, D].
-        real: bool [B, K], false where there is no token; these come last.
+        real: bool [B, K], false for unused tokens, which come last.
         text: [B, S, D].
-        words: bool [B, S], false where a text has no token.
-        kept: how many.
+        words: bool [B, S], false at padding of the texts.
+        kept: number of tokens to keep.
 
     Returns:
         [B, kept, D], and bool [B, kept].
@@ -288,7 +289,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def _squared_distances(x: jax.Array) -> jax.Array:
-    """Between rows of [N, D]; exactly 0 on the diagonal."""
+    """Squared distances between rows of [N, D]; exactly 0 on the diagonal."""
     x = x - jnp.mean(x, axis=0, keepdims=True)
     norms = jnp.sum(x * x, axis=1)
     squares = norms[:, None] + norms[None] - 2 * (x @ x.T)

@@ -1,7 +1,7 @@
-"""Transformer encoders: the base of both towers, and the vision tower.
+"""Transformer encoders: the base class of both towers, and the vision tower.
 
-Layers are scan-stacked: one compiled block whatever the depth, and each kernel a single
-[L, in, out] leaf.
+Layers are scan-stacked: a block is compiled once for any depth, and each kernel is a
+single [L, in, out] leaf.
 """
 
 import dataclasses
@@ -33,18 +33,19 @@ class TowerConfig:
     """Shape and numerics of a transformer encoder, with pooling and projection.
 
     Attributes:
-        width: D.
-        depth: L, layers.
-        heads: H; divides ``width``.
+        width: D, width of the representation.
+        depth: L, number of layers.
+        heads: H, number of attention heads; divides ``width``.
         mlp_width: hidden width of the MLP.
         activation: ``gelu_tanh``, ``gelu`` or ``quick_gelu``.
-        norm_epsilon: of the layer norms.
-        input_norm: a layer norm before the first block (CLIP's vision tower).
-        causal: a place reads itself and those before it only (CLIP's text tower).
-        pooling: which vector: the ``mean``, ``attention`` from a learned query, that of
-            the ``first`` or ``last`` place, or of the ``end`` token; ``none`` where
-            only the features of all places are asked for.
-        projection: to another width: ``linear``, ``linear_bias`` or ``none``.
+        norm_epsilon: epsilon of the layer norms.
+        input_norm: whether to apply a layer norm before the first block (CLIP's vision
+            tower).
+        causal: whether attention is causal (CLIP's text tower).
+        pooling: ``mean``, ``attention`` with a learned query, the ``first`` or ``last``
+            position, or the ``end`` token; ``none`` if only the features of all
+            positions are used.
+        projection: output projection: ``linear``, ``linear_bias`` or ``none``.
     """
 
     width: int = 128
@@ -59,7 +60,7 @@ class TowerConfig:
     projection: str = "linear"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         check_counts(self, "width", "heads", "mlp_width")
         check_counts(self, "depth", most=MAX_DEPTH)
         check_positive(self, "norm_epsilon")
@@ -74,16 +75,16 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(Numerics):
-    """What any model with a `VisionTower` has; the numerics are of all its parts.
+    """Base configuration of models with a `VisionTower`, with numerics of all parts.
 
     Attributes:
-        image_size: pixels a side.
-        patch_size: pixels a side of a patch; divides ``image_size``.
+        image_size: side of the images in pixels.
+        patch_size: side of a patch in pixels; divides ``image_size``.
         vision: the vision tower.
-        class_token: whether a learned token comes before the patches.
-        patch_bias: whether patches are embedded with a bias.
-        image_mean: subtracted from the channels of an image in [0, 1].
-        image_std: what they are then divided by.
+        class_token: whether to prepend a learned class token to the patches.
+        patch_bias: whether the patch embedding has a bias.
+        image_mean: mean of the channels, for pixels in [0, 1].
+        image_std: standard deviation of the channels.
     """
 
     image_size: int = 64
@@ -95,7 +96,7 @@ class VisionConfig(Numerics):
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_counts(self, "image_size", "patch_size")
         check_divides(self, "patch_size", "image_size")
@@ -106,7 +107,7 @@ class VisionConfig(Numerics):
 
     @property
     def grid(self) -> int:
-        """Patches a side.
+        """Number of patches per side.
 
         >>> VisionConfig(image_size=224, patch_size=14).grid
         16
@@ -117,17 +118,17 @@ class VisionConfig(Numerics):
 def resize_positions(
     table: np.ndarray | jax.Array, old_grid: int, new_grid: int
 ) -> jax.Array:
-    """Position embeddings of images for images of another size.
+    """Resizes position embeddings to another image size.
 
-    Bilinear with antialiasing, as in big_vision; a class token's row stays.
+    Bilinear with antialiasing, as in big_vision; a class token's row is unchanged.
 
     Args:
         table: [P, D] or [1 + P, D], P = ``old_grid`` squared.
-        old_grid: patches a side.
-        new_grid: patches a side of the result.
+        old_grid: number of patches per side.
+        new_grid: number of patches per side of the result.
 
     Raises:
-        ValueError: a table of another length.
+        ValueError: the length of the table does not match ``old_grid``.
     """
     first = len(table) - old_grid**2
     if first not in (0, 1):
@@ -144,7 +145,7 @@ def resize_positions(
 
 
 class Tower(nnx.Module):
-    """What both towers share: positions, blocks, norm, pooling, projection."""
+    """Base class of both towers: positions, blocks, norm, pooling, projection."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class Tower(nnx.Module):
             )
 
     def embedding(self, rows: int, rngs: nnx.Rngs) -> nnx.Param:
-        """A table [rows, D] of small random numbers."""
+        """Creates an embedding table [rows, D] of small random numbers."""
         init = nnx.initializers.normal(self.tower.width**-0.5)
         dtype = jnp.dtype(self.numerics.param_dtype)
         return nnx.Param(init(rngs.params(), (rows, self.tower.width), dtype))
@@ -201,7 +202,7 @@ class Tower(nnx.Module):
     def pooled(
         self, x: jax.Array, mask: jax.Array | None, end: jax.Array | None
     ) -> jax.Array:
-        """One vector [B, D] of ``x`` [B, S, D]; ``end`` int [B] is where it ends."""
+        """Pools ``x`` [B, S, D] to [B, D]; ``end`` int [B] is the end token's index."""
         match self.tower.pooling:
             case "attention":
                 return self.pool(x, mask)
@@ -216,7 +217,7 @@ class Tower(nnx.Module):
                 return layers.mean_pool(x, mask)
 
     def project(self, z: jax.Array) -> jax.Array:
-        """[..., D] to [..., outputs]."""
+        """Maps [..., D] to [..., outputs]."""
         return z if self.tower.projection == "none" else self.projection(z)
 
     def embed(
@@ -232,7 +233,7 @@ class Tower(nnx.Module):
 
 
 class VisionTower(Tower):
-    """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), a class token or none."""
+    """ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), optional class token."""
 
     def __init__(self, config: VisionConfig, outputs: int, *, rngs: nnx.Rngs) -> None:
         length = config.grid**2 + config.class_token
@@ -245,9 +246,9 @@ class VisionTower(Tower):
             self.class_token = self.embedding(1, rngs)
 
     def features(self, image: jax.Array) -> jax.Array:
-        """[B, h, w, 3], uint8 or float in [0, 1], to patch features [B, P, D].
+        """Maps [B, h, w, 3], uint8 or float in [0, 1], to patch features [B, P, D].
 
-        With a class token its features come first.
+        The features of a class token come first.
         """
         config = self.config
         size, patch, grid = config.image_size, config.patch_size, config.grid
@@ -272,5 +273,5 @@ class VisionTower(Tower):
         return self.transform(x)
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, h, w, 3] to unit vectors [B, outputs]."""
+        """Maps [B, h, w, 3] to unit vectors [B, outputs]."""
         return self.embed(self.features(image))

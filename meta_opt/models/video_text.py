@@ -1,8 +1,8 @@
-"""A model of clips and texts: both alone, both together, and a decoder.
+"""Video-text model: dual encoder, cross encoder and decoder.
 
-The parts of UniVL (Luo et al. 2020, arXiv:2002.06353), which VIOLET and All-in-one have
-some of: frames through a temporal transformer, texts through their encoder, a cross
-encoder that reads both, and heads for what its losses ask.
+The parts of UniVL (Luo et al. 2020, arXiv:2002.06353), some of which VIOLET and
+All-in-one share: a temporal transformer over frames, a text encoder, a cross encoder of
+both, and a head for each loss.
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ from meta_opt.models.token_pruning import (
 from meta_opt.types import PyTree
 
 _LINEAR = ("match", "language", "frame", "visual", "answers", "choice", "scores")
-"""Heads that are one linear layer on the cross encoder's features."""
+"""Heads that consist of one linear layer on the cross encoder's features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoTextHeads:
-    """Widths of what is predicted; 0 for what is not.
+    """Output widths of the heads; 0 for heads that do not exist.
 
     Attributes:
-        embed_dim: of the unit vectors of the dual encoder.
-        match: 1: whether clip and text belong together.
-        language: K of the tokens behind masks.
-        frame: of the features of masked frames.
-        visual: K of the visual tokens of masked frames.
-        answers: K of a question's answers.
-        choice: 1: how well an answer that is offered fits.
-        scores: 1: a sentiment.
-        captioner: the decoder; without a vocabulary there is none.
+        embed_dim: width of the dual encoder's embeddings.
+        match: 1 for video-text matching.
+        language: K, vocabulary size of masked language modelling.
+        frame: width of the predicted features of masked frames.
+        visual: K, codebook size of masked visual-token modelling.
+        answers: K, number of answers of question answering.
+        choice: 1 for scoring the options of multiple-choice questions.
+        scores: 1 for sentiment regression.
+        captioner: decoder of captions; without a vocabulary there is none.
     """
 
     embed_dim: int = 0
@@ -64,23 +64,22 @@ class VideoTextHeads:
 
 
 class Codebook(nnx.Variable):
-    """Centres of visual tokens [K, F]; it does not train."""
+    """Centres of visual tokens [K, F], which are not trained."""
 
 
 class VideoText(nnx.Module):
     """Encoders of frames and text, a cross encoder, and heads.
 
     Args:
-        config: sizes and numerics of all but the encoders.
-        encoders: ``image``, which sees frames one by one, and ``text``; upper halves
-            where lower layers do not train.
-        heads: what it predicts.
-        text_lower: the layers of the text's encoder that do not train, a module; None
-            if all do. Masked texts go through it.
-        codebook: float [K, F], centres of visual tokens; None for none.
-        pruning: whether clips are read frame by frame or patch by patch, and how many
-            of the patches.
-        rngs: the ``params`` stream initialises all but the encoders.
+        config: architecture and numerics of all parts but the encoders.
+        encoders: ``image``, applied to single frames, and ``text``; upper halves if
+            lower layers are frozen.
+        heads: widths of the output heads.
+        text_lower: module of the text encoder's frozen layers, which is applied to
+            masked texts; None if all layers are trained.
+        codebook: float [K, F], centres of visual tokens, or None.
+        pruning: whether the tokens of clips are frames or patches, and their pruning.
+        rngs: random streams; ``params`` initialises all but the encoders.
     """
 
     def __init__(
@@ -127,9 +126,9 @@ class VideoText(nnx.Module):
     # Clips and texts alone
 
     def frame_features(self, frames: PyTree) -> jax.Array:
-        """Features of each frame by itself, from what the encoder reads.
+        """Features of each single frame, from the encoder's inputs.
 
-        [B, T, F], or [B, T, P, F] of its patches where the model reads these.
+        [B, T, F], or [B, T, P, F] if the model's tokens are patches.
         """
         frames = jax.tree.map(jnp.asarray, frames)
         batch, length = jax.tree.leaves(frames)[0].shape[:2]
@@ -142,14 +141,14 @@ class VideoText(nnx.Module):
     def video(
         self, features: jax.Array, present: jax.Array, mask: jax.Array | None = None
     ) -> Tokens:
-        """Frames in their order, or what is left of their patches, at the common width.
+        """Tokens of clips at the common width: frames, or pruned patches.
 
-        Where frames are hidden, a frame is one token, so that it can be predicted.
+        With masked frames, each frame is one token, so that it can be predicted.
 
         Args:
             features: see `frame_features`.
-            present: bool [B, T], false on frames that a shorter clip does not have.
-            mask: bool [B, T], true on frames that are hidden.
+            present: bool [B, T], false after the end of a shorter clip.
+            mask: bool [B, T], true at masked frames.
         """
         present = jnp.asarray(present)
         if self.pruning.tokens == "patches":
@@ -165,24 +164,24 @@ class VideoText(nnx.Module):
         return Tokens(self.projections["video"](x), present)
 
     def text(self, inputs: PyTree) -> Tokens:
-        """Tokens at the common width, from what the text's encoder reads."""
+        """Text tokens at the common width, from the text encoder's inputs."""
         x, real = self.encoders["text"].tokens(jax.tree.map(jnp.asarray, inputs))
         return Tokens(self.projections["text"](x), real)
 
     def read(self, tokens: jax.Array) -> Tokens:
-        """`text` of token ids int [B, S]: through the layers that do not train too."""
+        """`text` of token ids int [B, S], including the frozen layers."""
         return self.text(
             self.text_lower(tokens) if hasattr(self, "text_lower") else tokens
         )
 
     def embed(self, modality: str, tokens: Tokens) -> jax.Array:
-        """Float32 unit vectors [B, embed_dim] of ``video`` or ``text`` alone."""
+        """Float32 unit embeddings [B, embed_dim] of ``video`` or ``text`` alone."""
         z = self.embeddings[modality](mean_pool(*tokens)).astype(jnp.float32)
         return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
 
     @property
     def scale(self) -> jax.Array:
-        """What products of unit vectors are multiplied by in a contrastive loss."""
+        """Logit scale (inverse temperature) of a contrastive loss."""
         return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
 
     # Both together
@@ -190,14 +189,14 @@ class VideoText(nnx.Module):
     def cross(
         self, video: Tokens, text: Tokens | None = None, *, prune: bool = True
     ) -> Fused:
-        """Reads clips and, if there are, texts together; the text's tokens first.
+        """Applies the cross encoder to texts, if there are any, followed by clips.
 
         Args:
             video: see `video`.
             text: see `text`.
-            prune: whether only those tokens of a clip are read that are relevant to its
-                text, where the model is so configured. Without, all are, in their
-                places.
+            prune: whether to keep only the tokens of a clip that are relevant to its
+                text, if so configured; if false, all tokens are kept at their
+                positions.
         """
         if text is None:
             return self.cross_encoder({"video": video})
@@ -210,7 +209,7 @@ class VideoText(nnx.Module):
     def pair_logits(
         self, video: Tokens, text: Tokens, *, prune: bool = True
     ) -> jax.Array:
-        """How well every clip and every text match, float32 [B, C] of B and C.
+        """Matching logits of all B clips with all C texts, float32 [B, C].
 
         For ``prune`` see `cross`.
         """
@@ -226,7 +225,7 @@ class VideoText(nnx.Module):
         return jax.lax.map(of_clip, video)
 
     def match(self, fused: Fused) -> jax.Array:
-        """Float32 logits [B] of whether clip and text belong together."""
+        """Float32 matching logits [B] of clips and texts."""
         return self._predict("match", fused.summary)[:, 0]
 
     def language_logits(self, fused: Fused, length: int) -> jax.Array:
@@ -243,7 +242,7 @@ class VideoText(nnx.Module):
         return self._predict("visual", fused.tokens.x[:, -length:])
 
     def visual_tokens(self, targets: jax.Array) -> jax.Array:
-        """The nearest centres of frames' targets [B, T, F], int [B, T]."""
+        """Indices of the nearest centres of frame features [B, T, F], int [B, T]."""
         centres = self.codebook[...]
         products = jnp.einsum("btf,kf->btk", jnp.asarray(targets), centres)
         norms = jnp.sum(centres**2, axis=1)[None, None]
@@ -254,11 +253,11 @@ class VideoText(nnx.Module):
         return self._predict("answers", fused.summary)
 
     def choice_logits(self, video: Tokens, choices: PyTree) -> jax.Array:
-        """How well each of C answers that are offered fits its clip, float32 [B, C].
+        """Float32 logits [B, C] of the C options of multiple-choice questions.
 
         Args:
-            video: of B clips.
-            choices: what the text's encoder reads, [B, C, ...].
+            video: tokens of B clips.
+            choices: inputs of the text encoder for the options, [B, C, ...].
         """
         batch, count = jax.tree.leaves(choices)[0].shape[:2]
         text = self.text(
@@ -269,15 +268,15 @@ class VideoText(nnx.Module):
         return logits.reshape(batch, count)
 
     def score(self, fused: Fused) -> jax.Array:
-        """Float32 numbers [B]."""
+        """Float32 regression outputs [B]."""
         return self._predict("scores", fused.summary)[:, 0]
 
     def caption_states(self, fused: Fused, text: jax.Array) -> tuple[jax.Array, ...]:
-        """What `captioning_loss` takes, of captions int [B, S]."""
+        """Arguments of `captioning_loss` for captions int [B, S]."""
         return self.captioner.states(fused.tokens, jnp.asarray(text))
 
     def write(self, fused: Fused, max_tokens: int) -> jax.Array:
-        """The likeliest captions, int32 [B, max_tokens]; under `jax.jit`."""
+        """Greedily decoded captions, int32 [B, max_tokens]; call under `jax.jit`."""
         return self.captioner.write(fused.tokens, max_tokens)
 
     def _predict(self, head: str, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A vision-text transformer: two towers into one space (CLIP, SigLIP).
+"""Dual-encoder vision-text transformer (CLIP, SigLIP).
 
 Radford et al. 2021 (arXiv:2103.00020); Zhai et al. 2023 (arXiv:2303.15343).
 """
@@ -42,32 +42,32 @@ __all__ = [
 ]
 
 PAD = 0
-"""The token id that pads captions, if a model has no other."""
+"""Default id of the padding token."""
 
 MAX_SCALE = 100.0
 """Upper bound of the logit scale, as in CLIP."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channels of the images that CLIP was trained on."""
+"""Channel statistics of CLIP's training images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionTextConfig(VisionConfig):
     """Architecture and numerics of `VisionText`; the defaults are ``nano``.
 
-    The logit scale and bias are float32 whatever ``param_dtype`` says.
+    The logit scale and bias are always float32, independent of ``param_dtype``.
 
     Attributes:
         text: the text tower.
-        vocab_size: token ids.
-        text_length: longest caption, in tokens.
-        pad_id: token of the padding.
-        reads_padding: whether text attends to padding too, as SigLIP does.
+        vocab_size: size of the vocabulary.
+        text_length: largest number of tokens of a caption.
+        pad_id: id of the padding token.
+        reads_padding: whether text also attends to padding, as in SigLIP.
         end_id: token that ends a caption, for pooling at ``end``.
-        embed_dim: width of the shared space.
-        init_scale: logit scale (inverse temperature) at the start.
-        init_bias: SigLIP's logit bias at the start.
+        embed_dim: width of the shared embedding space.
+        init_scale: initial logit scale (inverse temperature).
+        init_bias: initial logit bias of SigLIP.
     """
 
     text: TowerConfig = dataclasses.field(default_factory=lambda: TowerConfig(depth=3))
@@ -81,7 +81,7 @@ class VisionTextConfig(VisionConfig):
     init_bias: float = -10.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_counts(self, "vocab_size", "text_length", "embed_dim")
         if not 0 < self.init_scale < math.inf:
@@ -200,7 +200,7 @@ class TextTower(Tower):
         )
 
     def features(self, tokens: jax.Array) -> jax.Array:
-        """Token ids, int [B, S], to token features [B, S, D]."""
+        """Maps token ids, int [B, S], to token features [B, S, D]."""
         longest = self.config.text_length
         if tokens.ndim != 2 or tokens.shape[1] > longest:
             raise ValueError(
@@ -213,9 +213,9 @@ class TextTower(Tower):
         return None if self.config.reads_padding else tokens != self.config.pad_id
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Token ids, int [B, S], to unit vectors [B, embed_dim].
+        """Maps token ids, int [B, S], to unit vectors [B, embed_dim].
 
-        Pooled at the end token, the first one counts; without one, the last place.
+        End pooling uses the first end token or, without one, the last position.
         """
         found = tokens == self.config.end_id
         end = jnp.where(
@@ -231,8 +231,8 @@ class VisionText(nnx.Module):
     ``nnx.merge(graphdef, params)``.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: VisionTextConfig, *, rngs: nnx.Rngs) -> None:
@@ -252,7 +252,7 @@ class VisionText(nnx.Module):
             float32 [B, embed_dim] of length 1.
 
         Raises:
-            ValueError: if the shape is not the model's.
+            ValueError: if the shape does not fit the model.
         """
         return self.vision(jnp.asarray(image))
 
@@ -260,7 +260,7 @@ class VisionText(nnx.Module):
         """Embeds captions.
 
         Args:
-            tokens: int [B, S], 0 where there is none; S up to ``text_length``.
+            tokens: int [B, S], padded; S up to ``text_length``.
 
         Returns:
             float32 [B, embed_dim] of length 1 (zero for a caption without tokens).
@@ -277,7 +277,7 @@ class VisionText(nnx.Module):
     def __call__(
         self, batch: Batch
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns what the contrastive losses take, so that ``loss(*model(batch))``.
+        """Returns the arguments of a contrastive loss, for ``loss(*model(batch))``.
 
         Args:
             batch: ``image`` [B, h, w, 3] and ``text`` int [B, S].

@@ -1,4 +1,4 @@
-"""Checks of what a user hands to an optimizer, with errors that say what to do."""
+"""Validation of optimizer arguments, with errors that suggest a remedy."""
 
 import warnings
 from typing import Any
@@ -12,15 +12,15 @@ from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
 _MOST_STEPS = 2**31 - 1
-"""Of an int32, in which the state counts."""
+"""Largest int32, the type of the step counter."""
 
 
 def check_num_steps(num_steps: Any) -> None:
-    """Raises unless ``num_steps`` is one integer of at least 1, traced or not.
+    """Raises unless ``num_steps`` is a scalar integer of at least 1, traced or not.
 
     Raises:
-        TypeError: not an integer, or an array that is not a scalar of integer type.
-        ValueError: below 1, or more than an int32 counts.
+        TypeError: neither an integer nor a scalar array of integer type.
+        ValueError: below 1, or larger than an int32.
     """
     is_array = isinstance(num_steps, jax.Array | np.ndarray | np.generic)
     if is_array:
@@ -80,7 +80,7 @@ def check_schedule(schedule: Any) -> None:
 
 
 def check_params(params: PyTree) -> None:
-    """Raises TypeError where a parameter is a Python number or another non-array."""
+    """Raises TypeError if a parameter is a Python number or another non-array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             remedy = (
@@ -96,7 +96,7 @@ def check_params(params: PyTree) -> None:
 
 
 def check_gradients(grads: PyTree) -> None:
-    """Raises TypeError where a gradient is complex."""
+    """Raises TypeError if a gradient is complex."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise TypeError(
@@ -107,13 +107,13 @@ def check_gradients(grads: PyTree) -> None:
 
 
 def check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
-    """Raises ValueError at the first path where structure or shape differs.
+    """Raises ValueError for the first path whose structure or shape differs.
 
     Args:
-        tree: what was given.
-        like: what it must match.
-        name: what ``tree`` is called.
-        other: what ``like`` is called.
+        tree: the given pytree.
+        like: the pytree that it must match.
+        name: name of ``tree`` in messages.
+        other: name of ``like`` in messages.
     """
     ours, theirs = (
         {
@@ -137,12 +137,12 @@ def check_match(tree: PyTree, like: PyTree, name: str, other: str) -> None:
 
 
 def check_state(state: Any, kind: type, learned: bool) -> None:
-    """Raises TypeError unless ``state`` is the one that ``init`` gave.
+    """Raises TypeError unless ``state`` is a state of this optimizer.
 
     Args:
-        state: what ``update`` was given.
-        kind: what it must be.
-        learned: whether the optimizer has a controller; its state then has a memory.
+        state: the state that was passed to ``update``.
+        kind: expected type of the state.
+        learned: whether the optimizer has a controller, whose state has LSTM memory.
     """
     found = f"a {type(state).__name__}"
     if isinstance(state, kind):
@@ -157,10 +157,10 @@ def check_state(state: Any, kind: type, learned: bool) -> None:
 
 
 def warn_of_half_precision(params: PyTree) -> bool:
-    """Warns if concrete parameters are too coarse for the updates they will get.
+    """Warns if half-precision parameters would lose updates to rounding.
 
     Returns:
-        Whether it did.
+        Whether it warned.
     """
     leaves = [x for x in jax.tree.leaves(params) if _is_concrete_half(x)]
     if not leaves:
@@ -188,11 +188,11 @@ def _is_concrete_half(x: Any) -> bool:
 
 @jax.jit
 def _count_lost(leaves: list[jax.Array]) -> jax.Array:
-    """Elements whose largest half unit in the last place exceeds `RMS_STEP`."""
+    """Number of elements whose rounding error exceeds `RMS_STEP`."""
 
     def count(x: jax.Array) -> jax.Array:
         half_unit = 0.5 * float(jnp.finfo(x.dtype).eps)
-        # Summed in float32: of a large model there are more than an int32 counts.
+        # Summed in float32, since the count for a large model may overflow an int32.
         size = jnp.abs(x.astype(jnp.float32))
         return jnp.sum(size * half_unit > RMS_STEP, dtype=jnp.float32)
 

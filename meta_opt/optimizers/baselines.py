@@ -1,8 +1,8 @@
-"""Hand-designed baselines from optax, behind one set of settings.
+"""Hand-designed baselines from optax with common settings.
 
 The learned optimizer is compared with SGD, Adam, AdamW, RMSProp and Lion
 (`CORE_BASELINES`), and with three newer ones: Muon, schedule-free AdamW and Prodigy
-(`EXTRA_BASELINES`). Default learning rates are the ones that people start from.
+(`EXTRA_BASELINES`). Default learning rates are common starting points.
 """
 
 from collections.abc import Callable
@@ -49,27 +49,28 @@ def baseline(
     warmup_fraction: float | jax.Array = 0.05,
     schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
 ) -> optax.GradientTransformationExtraArgs:
-    """One of the baselines.
+    """Builds a baseline.
 
-    All but ``name`` and ``schedule`` may be traced, so that one compiled program serves
-    all settings and lengths. Linear warm-up, and by default cosine decay to zero;
-    schedule-free AdamW stays at the peak, and is to be evaluated at `averaged_params`.
+    All arguments but ``name`` and ``schedule`` may be traced, so that a step is
+    compiled once for all settings and lengths. Linear warm-up, and by default cosine
+    decay to zero; schedule-free AdamW stays at the peak, and is to be evaluated at
+    `averaged_params`.
 
     Args:
         name: a name in `CORE_BASELINES` or `EXTRA_BASELINES`.
         num_steps: length of the schedule.
-        learning_rate: peak; None for the default. For Prodigy, a multiple of its
-            own estimate.
+        learning_rate: peak learning rate; None for the default. For Prodigy, a multiple
+            of its own estimate.
         weight_decay: added to the gradient for sgd, adam and rmsprop; decoupled for the
             others, for muon on matrices only.
         momentum: momentum of SGD, RMSProp and Muon, weight of the average in
             schedule-free AdamW's interpolation, first decay rate of the others.
         warmup_fraction: share of the run with linear warm-up.
-        schedule: of the learning rate after the warm-up.
+        schedule: schedule of the learning rate after the warm-up.
 
     Returns:
-        The transformation; extra keywords such as ``value`` are ignored, but that the
-        schedule ``plateau`` reads ``feedback``.
+        The transformation, which ignores extra keywords such as ``value``, except that
+        the schedule ``plateau`` uses ``feedback``.
 
     Raises:
         ValueError: an unknown name, ``num_steps`` below 1, or the schedule ``plateau``
@@ -122,7 +123,7 @@ def baseline(
         tx = optax.chain(tx, reduce_on_plateau(schedule))
     tx = optax.with_extra_args_support(tx)
     if name == "prodigy":
-        # Its state holds the parameters themselves, which could not be donated then.
+        # Its state contains the parameters themselves, which then could not be donated.
         init = tx.init
         return tx._replace(init=lambda params: init(jax.tree.map(jnp.copy, params)))
     return tx
@@ -132,7 +133,7 @@ def averaged_params(state: optax.OptState, params: PyTree) -> PyTree:
     """The parameters to evaluate or ship: schedule-free averages, else ``params``.
 
     Args:
-        state: of any optimizer, not wrapped.
+        state: state of any optimizer, not wrapped.
         params: the parameters that it trains.
     """
     if isinstance(state, optax.contrib.ScheduleFreeState):

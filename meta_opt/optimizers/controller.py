@@ -1,4 +1,4 @@
-"""The controller: a global and a per-tensor LSTM that set the update rule's controls.
+"""The controller: global and per-tensor LSTMs that output the update rule's controls.
 
 ``theta``, its weights, is an explicit pytree of float32 arrays: evolution strategies
 vmap over it, and nothing hides in a module object. With zero output weights the
@@ -26,7 +26,7 @@ from meta_opt.optimizers.update_rule import DIRECTIONS, RMS_STEP, Controls
 from meta_opt.types import PyTree, near_match
 
 OVERVIEW_FEATURES = (*PROGRESS_FEATURES, *SUMMARY_FEATURES)
-"""Features of the run as a whole, in order."""
+"""Features of the whole run, in order."""
 FEATURES = (*TENSOR_FEATURES, *OVERVIEW_FEATURES)
 OUTPUTS = (
     *DIRECTIONS,
@@ -129,7 +129,7 @@ class ControllerState(NamedTuple):
 
 
 def _lstm_init(key: jax.Array, inputs: int, hidden: int) -> dict[str, jax.Array]:
-    # In NumPy whatever is not random: of JAX's operations each would compile a program.
+    # Constants in NumPy, since each JAX operation would compile a program.
     scale = 1 / np.sqrt(np.float32(inputs + hidden))
     kernel = scale * jax.random.normal(key, (inputs + hidden, 4 * hidden), jnp.float32)
     # Forget gates start open, so that memory lasts beyond a few steps.
@@ -170,7 +170,7 @@ def init_theta(key: jax.Array, config: ControllerConfig | None = None) -> PyTree
 
 
 def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
-    """Place in ``theta["output"]["kernel"]`` of a direct weight.
+    """Index of a direct weight in ``theta["output"]["kernel"]``.
 
     Args:
         config: the controller's shape.
@@ -181,7 +181,7 @@ def output_index(config: ControllerConfig, name: str) -> tuple[int, int]:
         Row and column.
 
     Raises:
-        ValueError: no such feature or output.
+        ValueError: an unknown feature or output.
     """
     feature, _, output = name.partition(">")
     for what, given, known in (
@@ -244,11 +244,11 @@ def control(
     base: Controls,
     config: ControllerConfig,
 ) -> tuple[Controls, ControllerState]:
-    """One decision for every tensor.
+    """Computes the controls of every tensor.
 
     Args:
         theta: weights from `init_theta`, meta-training or a shipped file.
-        state: that of the LSTMs.
+        state: state of the LSTMs.
         stats: this step's sums, [N] each.
         table: constants of the units.
         history: running statistics of the units.
@@ -295,10 +295,10 @@ def _within_range(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Features clipped to the range of meta-training, and a trust in (0, 1] [N].
 
-    Trust is ``exp(-distance)``, the distance being the sum over features of how far
-    each lies outside, in widths of its range. A feature that never varied, such as
-    those of ``feedback`` where no family gave any, is clipped but not counted: nothing
-    can have been learned of it.
+    Trust is ``exp(-distance)``, where the distance is the sum over features of their
+    distance to the range, in units of its width. Features that never varied in
+    meta-training, such as those of ``feedback`` if no family provided any, are clipped
+    but not counted, since the controller cannot have learned to use them.
     """
     if not config.feature_range:
         return tensors, overview, jnp.ones(tensors.shape[0], jnp.float32)
@@ -327,7 +327,7 @@ def _modify(
         [matrix * config.orthogonal, *[jnp.ones_like(matrix)] * (k - 1)], axis=1
     )
     weights = base.weights + usable * jnp.tanh(output[:, :k])
-    # A convex mixture up to signs: no larger than its largest direction.
+    # A convex mixture up to signs, so that it is no larger than its largest direction.
     weights = weights / jnp.maximum(
         jnp.sum(jnp.abs(weights), axis=1, keepdims=True), 1e-3
     )
@@ -335,7 +335,7 @@ def _modify(
     def scaled(x: jax.Array, name: str) -> jax.Array:
         low, high = _BOUNDS[name]
         by = output[:, OUTPUTS.index(name)]
-        # Of slope one at zero, and never beyond the bounds.
+        # Slope one at zero, and saturating at the bounds.
         return x * jnp.exp(
             jnp.where(by > 0, high, low) * jnp.tanh(by / jnp.where(by > 0, high, low))
         )

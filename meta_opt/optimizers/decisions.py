@@ -24,14 +24,14 @@ DECISIONS = (
 def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
     """Means over the units of each group: float32 [`GROUPS`, `DECISIONS`].
 
-    That of ``step`` is geometric. A group without a unit has zeros, which no ``step``
-    of another is.
+    The mean of ``step`` is geometric. A group without units has zeros, which ``step``
+    is never otherwise.
 
     Args:
-        controls: [N] each; the step before the schedule.
+        controls: controls, [N] each, with the step before the schedule.
         table: constants of the units.
     """
-    # For logs only, so no meta-gradient goes through it.
+    # For logs only, so that it has no meta-gradient.
     controls = jax.lax.stop_gradient(controls)
     columns = [
         jnp.log(controls.step)[:, None],
@@ -42,7 +42,7 @@ def group_decisions(controls: Controls, table: UnitTable) -> jax.Array:
     # A matrix product, since a scatter would be slower.
     sums = jnp.asarray(table.membership).T @ jnp.concatenate(columns, axis=1)
     means = sums / np.maximum(counts, 1)[:, None].astype(np.float32)
-    # Not NaN for an absent group: jax_debug_nans would stop at every step.
+    # Avoid NaN for absent groups, at which jax_debug_nans would stop.
     step = jnp.where(counts > 0, jnp.exp(means[:, 0]), 0.0)
     return means.at[:, 0].set(step)
 
@@ -51,8 +51,8 @@ def read_decisions(opt_state: Any) -> dict[str, float]:
     """The last decisions, ``{"vision/step": 0.8, ...}``, without absent groups.
 
     Args:
-        opt_state: of the learned optimizer or the hand-designed rule, wrapped by others
-            or not. Of any other optimizer nothing is read.
+        opt_state: state of the learned optimizer or the hand-designed rule, wrapped or
+            not. The result is empty for other optimizers.
 
     Example:
         >>> from meta_opt.optimizers.hand_designed import hand_designed
@@ -71,7 +71,7 @@ def read_decisions(opt_state: Any) -> dict[str, float]:
     return {
         f"{group}/{name}": float(value)
         for group, row in zip(GROUPS, values, strict=True)
-        if row[0] > 0  # The step; 0 is that of an absent group.
+        if row[0] > 0  # The step is 0 only for absent groups.
         for name, value in zip(DECISIONS, row, strict=True)
     }
 

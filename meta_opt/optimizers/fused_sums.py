@@ -1,8 +1,8 @@
-"""A Pallas kernel: what a factored step measures, in one pass over its arrays.
+"""A Pallas kernel for the statistics of factored steps, in one pass over the arrays.
 
-The sums of squares by row and by column and the product with momentum read 6 bytes an
-element here. A GPU's XLA fuses no reductions along different axes and reads the
-gradient a second time, 10 bytes; a TPU's XLA makes one pass of them by itself.
+The sums of squares by row and by column and the product with momentum read 6 bytes per
+element. On GPU, XLA does not fuse reductions along different axes and reads the
+gradient twice, 10 bytes; on TPU, XLA already fuses them into one pass.
 """
 
 import functools
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 _LEAST_SIDE = 32
-"""Sides of a block are powers of two that divide the matrix's, at least this."""
+"""Smallest side of a block; sides are powers of two that divide those of the matrix."""
 _SIDES = {"gpu": (64, 128), "tpu": (256, 1024)}
-"""Largest rows and columns of a block: registers of a few warps, and vector memory."""
+"""Largest rows and columns of a block, limited by registers (GPU) and vector memory
+(TPU)."""
 
 
 class FactoredSums(NamedTuple):
@@ -79,7 +80,7 @@ def _by_kernel(
     block = pl.BlockSpec((1, high, wide), lambda u, i, j: (u, i, j))
     by_row = pl.BlockSpec((1, 1, 1, high), lambda u, i, j: (u, j, 0, i))
     by_column = pl.BlockSpec((1, 1, 1, wide), lambda u, i, j: (u, i, 0, j))
-    # Every program writes sums of its own block: none waits for another.
+    # Every program writes the sums of its own block, without synchronisation.
     row, column, product = pl.pallas_call(
         _sum_block,
         out_shape=(

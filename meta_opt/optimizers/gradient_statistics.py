@@ -26,7 +26,7 @@ def initial_structure(group: Group, params: Sequence[jax.Array]) -> jax.Array:
 
     Args:
         group: the group.
-        params: its chunks [u, *shape], as training begins with them.
+        params: the initial parameters of its chunks [u, *shape].
     """
     found = []
     for chunk in params:
@@ -74,8 +74,9 @@ def _product_sum(group: Group, grad: jax.Array, momentum: jax.Array) -> jax.Arra
     """Sum of grad times momentum of each unit [u]."""
     if not (group.large and group.column_axes):
         return jnp.sum(grad * momentum.astype(jnp.float32), axis=group.all_axes)
-    # XLA on CPU fuses no conversion with the sum. Without the barrier it makes float32
-    # copies of all momenta before the backward pass, and holds them through it.
+    # XLA on CPU does not fuse the conversion with the sum. Without the barrier it makes
+    # float32 copies of all momenta before the backward pass and keeps them until the
+    # end.
     grad, momentum = jax.lax.platform_dependent(
         grad,
         momentum,
@@ -126,7 +127,7 @@ def gather_statistics(
     Args:
         groups: the groups, in the order of their units.
         arrays: their arrays.
-        means: `mean_squares` of each.
+        means: `mean_squares` of each group.
         products: sums of gradient times momentum of each [U], see `measure_gradients`.
         momentum_square: [N], sums of squares of the momenta.
         param_square_before: [N], those of the parameters when last measured.
@@ -147,7 +148,7 @@ def gather_statistics(
             for group, array, mean in zip(groups, arrays, means, strict=True)
         ]
     )
-    if not learned:  # The hand-designed rule reads nothing else.
+    if not learned:  # The hand-designed rule needs nothing else.
         zero = jnp.zeros_like(grad_square)
         return Statistics(grad_square, zero, zero, zero)
     grad_momentum = gather([x for x in products if x is not None])
@@ -160,13 +161,14 @@ def gather_statistics(
                 for p in array.params
             ]
         )
-        # One tensor that overflows must not spoil the features that all share.
+        # An overflow in one tensor must not invalidate the features that all share.
         return jnp.where(jnp.isfinite(found), found, _LARGEST)
 
     return Statistics(
         grad_square=grad_square,
         momentum_square=momentum_square,
-        # Parameters change slowly; reading them all for this every step does not pay.
+        # Parameters change slowly, so that measuring them in every step is not
+        # worthwhile.
         param_square=jax.lax.cond(
             count % _PARAM_EVERY == 0, param_square, lambda: param_square_before
         ),

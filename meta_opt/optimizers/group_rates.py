@@ -1,4 +1,4 @@
-"""Baselines with clipped gradients, and with other learning rates for some groups."""
+"""Baselines with gradient clipping and learning rates per parameter group."""
 
 import re
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ def with_group_rates(
     clip_norm: float = 0.0,
     rate_factors: Sequence[tuple[str, float]] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    """A baseline behind a clip of the gradient's norm, and with scaled updates.
+    """Adds gradient-norm clipping and per-group scaling of updates to a baseline.
 
-    The updates of a baseline are proportional to its learning rate, decoupled weight
-    decay too, so that scaling them is a parameter group with another learning rate.
+    The updates of a baseline, including decoupled weight decay, are proportional to its
+    learning rate, so that scaling them is equivalent to another learning rate.
 
     Args:
         tx: the baseline.
-        name: its name.
-        clip_norm: global norm to which gradients are clipped; 0: none.
+        name: name of the baseline.
+        clip_norm: global norm to which gradients are clipped; 0 for no clipping.
         rate_factors: (regular expression, factor) pairs; the first that finds a
             parameter's '/'-joined path gives its factor, others have 1.
 
     Returns:
-        ``tx`` itself where there is nothing to do.
+        The transformation; ``tx`` itself if there is nothing to do.
 
     Raises:
         ValueError: a negative norm or factor, factors of a baseline whose updates are

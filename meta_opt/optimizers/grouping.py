@@ -1,4 +1,4 @@
-"""Groups of tensors of one kind, so that an operation is one a group, not one a tensor.
+"""Groups of tensors of the same kind, to batch operations over a group.
 
 A *unit* is a tensor, or one layer of a scan-stacked one. Arrays of a group are kept as
 *chunks* ``[u, *unit shape]``: small leaves are stacked into one chunk (the copy is
@@ -31,12 +31,12 @@ from meta_opt.features.tensors import TensorInfo
 from meta_opt.mesh_axes import automatic_axes
 
 _STACK_BELOW = 1 << 15
-"""Elements of a unit below which leaves are stacked."""
+"""Number of elements of a unit below which leaves are stacked."""
 _PADDED = 2.0
 """Largest ratio of the operations that orthogonalise a padded matrix to those that
 orthogonalise the matrix alone."""
 _PADDING = 1 << 15
-"""Most elements by which all units of one shape are padded."""
+"""Largest number of padding elements of all units of one shape."""
 
 Leaves = Sequence | Mapping[int, jax.Array]
 
@@ -57,7 +57,7 @@ class Group:
 
     @property
     def first(self) -> TensorInfo:
-        """Description of the first leaf, the largest; its kind is that of all."""
+        """Description of the first leaf, which is the largest; all have its kind."""
         return self.infos[0][0]
 
     @property
@@ -77,7 +77,7 @@ class Group:
 
     @property
     def spans(self) -> tuple[slice, ...]:
-        """Where each chunk's units lie within the group's U."""
+        """Range of each chunk's units within the group's U units."""
         spans, begin = [], 0
         for infos in self.infos:
             end = begin + sum(info.units for info in infos)
@@ -102,13 +102,13 @@ class Group:
 
     @property
     def all_axes(self) -> tuple[int, ...]:
-        """Every axis but the first."""
+        """All axes but the first."""
         return self.row_axes + self.column_axes
 
     def count(self, axes: tuple[int, ...]) -> np.ndarray:
         """Elements along ``axes`` of each unit: float32 [U], or [1] if all are equal.
 
-        Padding does not count.
+        Padding is not counted.
         """
         infos = [info for chunk in self.infos for info in chunk]
         numbers = [math.prod(_sizes(info, axes)[1:]) for info in infos]
@@ -158,7 +158,7 @@ class Group:
         slots: Sequence[jax.Array],
         axes: tuple[int, ...] | None = None,
     ) -> None:
-        """Puts the units of ``chunks`` in place of the leaves in ``into``.
+        """Replaces the leaves in ``into`` by the units of ``chunks``.
 
         Args:
             chunks: [u, ...] each.
@@ -202,7 +202,7 @@ def first_units(groups: Sequence[Group], leaves: int) -> list[int]:
 
 
 def unstack_slots(slots: jax.Array, true: jax.Array) -> list[jax.Array]:
-    """The entries of ``slots`` [leaves], in a way that stays cheap to compile.
+    """The entries of ``slots`` [leaves], in a way that is cheap to compile.
 
     Read in place, an entry's constant index would be fused into the kernel that slices
     at it, and no two kernels would be identical. Outputs of a branch are not fused.
@@ -262,7 +262,7 @@ def per_unit(x: Numbers, like: jax.Array) -> Numbers:
 def group_leaves(
     infos: Sequence[TensorInfo], leaves: Sequence[jax.Array]
 ) -> tuple[Group, ...]:
-    """Puts non-empty leaves into groups and numbers their units.
+    """Groups non-empty leaves and numbers their units.
 
     Leaves share a group if kind and type agree and either their shapes do too, or they
     are small enough to be padded. Leaves with explicit shardings share one only if
@@ -275,7 +275,7 @@ def group_leaves(
             continue
         explicit: tuple = ()
         if is_explicit(leaf):
-            # Stacks of layers may be sharded over layers: these do not concatenate.
+            # Stacks of layers may be sharded over layers, which prevents concatenation.
             explicit = (str(jax.typeof(leaf).sharding.spec), i if info.layers else -1)
         apart = info.shape if explicit or _is_large(info.shape) else None
         if apart is None:
@@ -342,7 +342,7 @@ def is_explicit(x: jax.Array) -> bool:
 def replicated(x: jax.Array) -> jax.Array:
     """``x`` on every device of its mesh, or of the one in use; else ``x`` as it is."""
     if is_explicit(x):
-        # With its mesh named, so that no mesh needs to be set around the call.
+        # With an explicit mesh, so that the caller need not set one.
         mesh = jax.typeof(x).sharding.mesh
         spec = jax.sharding.PartitionSpec(*(None,) * x.ndim)
         return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, spec))
@@ -361,7 +361,7 @@ def replicated_if_automatic(x: jax.Array) -> jax.Array:
 
 
 def sharded_like(x: jax.Array, reference: jax.Array) -> jax.Array:
-    """``x`` with the explicit sharding of ``reference``, where it has one."""
+    """``x`` with the explicit sharding of ``reference``, if it has one."""
     if not is_explicit(reference):
         return x
     return jax.sharding.reshard(x, jax.typeof(reference).sharding)

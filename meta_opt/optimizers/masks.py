@@ -1,4 +1,4 @@
-"""Masks as optax has them: pytrees of bools, their prefixes, or functions to them."""
+"""Masks as in optax: pytrees of bools, prefixes of them, or functions to them."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ def expand_mask(name: str, mask: Mask, params: PyTree) -> tuple[bool, ...]:
     """The bool of every leaf of ``params``, in flattening order.
 
     Args:
-        name: the argument that it is, for errors.
+        name: name of the argument, for error messages.
         mask: a pytree of bools with the structure of ``params`` or a prefix of it, so
             that ``True`` is one, or a function from ``params`` to such a pytree.
         params: the parameters.
@@ -32,7 +32,7 @@ def expand_mask(name: str, mask: Mask, params: PyTree) -> tuple[bool, ...]:
         >>> expand_mask("mask", {"head": True, "body": False}, params)
         (False, True, True)
     """
-    # A tree may itself be callable, as modules of Equinox are; its bools are not.
+    # A pytree may itself be callable, such as an Equinox module; a bool is not.
     marks = jax.tree.leaves(mask)
     if marks and all(map(callable, marks)):
         mask = mask(params)
@@ -80,7 +80,7 @@ def _is_bool(mark: Any) -> bool:
 
 
 def _mismatch(name: str, mask: PyTree, params: PyTree) -> str:
-    """What to say of a mask that is not a prefix of the parameters."""
+    """Error message for a mask that is not a prefix of the parameters."""
     marks, leaves = (
         [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
         for tree in (mask, params)

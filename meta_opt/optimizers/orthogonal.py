@@ -1,8 +1,8 @@
-"""Orthogonalisation of matrices by Newton-Schulz, in batches of one shape.
+"""Newton-Schulz orthogonalisation of matrices, in batches of the same shape.
 
-On a mesh the batch is divided over the devices, each of which then works on whole
-matrices of its own: two exchanges for each shape, however many layers there are, and
-no matrix is held or computed by two devices.
+On a mesh the batch is sharded over the devices, each of which processes whole matrices:
+this takes two all-to-all exchanges per shape, independent of the number of layers, and
+no matrix is stored or computed redundantly.
 """
 
 import collections
@@ -26,7 +26,7 @@ _LARGE = 1 << 15
 time. Of 768 x 3072 with singular values 1/k the result's cosine to that in float32 is
 0.9995, and both are as close to the orthogonal one (0.964)."""
 _AT_ONCE = 1 << 23
-"""Elements of large matrices that a device orthogonalises at a time."""
+"""Number of elements of large matrices that a device orthogonalises at a time."""
 
 
 def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
@@ -35,7 +35,7 @@ def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
     With :math:`X_0 = M / \|M\|_F`, iterates :math:`X \leftarrow a X + (b A + c A^2) X`,
     :math:`A = X X^\top`, which moves all singular values towards one.
 
-    Products are of the matrices' type, summed in float32.
+    Products are in the matrices' dtype, accumulated in float32.
 
     Args:
         matrices: float [U, rows, columns] with rows <= columns.
@@ -52,7 +52,7 @@ def newton_schulz(matrices: jax.Array, steps: int = 5) -> jax.Array:
     square = jnp.sum(jnp.square(wide), axis=(1, 2), keepdims=True)
     x = (wide * jax.lax.rsqrt(smooth(square) + TINY)).astype(kind)
 
-    # A loop, which is compiled once and not once for each step.
+    # A loop, whose body is compiled only once.
     def iterate(_: jax.Array, x: jax.Array) -> jax.Array:
         gram = product("uik,ujk->uij", x, x)
         g = gram.astype(kind)
@@ -68,9 +68,9 @@ def orthogonalise(
     splits: Sequence[int],
     iterations: tuple[int, int] = (5, 5),
 ) -> list[jax.Array]:
-    """Orthogonalises the units of several groups, those of one shape in one batch.
+    """Orthogonalises the units of several groups, batched by shape.
 
-    Zeros by which a matrix is padded stay zero.
+    Zero padding of a matrix stays zero.
 
     Under `jax.set_mesh` (and in a step of `meta_opt.finetuning`) the batch is divided
     over the mesh's devices.
@@ -88,7 +88,7 @@ def orthogonalise(
     buckets: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for i, (x, split) in enumerate(zip(matrices, splits, strict=True)):
         short, long = sorted(_sides(x, split))
-        # In rounds, large ones take turns by their units.
+        # Large matrices are processed in rounds over their units.
         buckets[len(x) if short * long >= _LARGE else 0, short, long].append(i)
     for members in buckets.values():
         done = _bucket(
@@ -109,8 +109,8 @@ def _bucket(
 ) -> list[jax.Array]:
     """`orthogonalise` of matrices of one shape.
 
-    Large ones in rounds of a few units of each array, in place: no array is copied, and
-    what is exchanged and transposed is small.
+    Large matrices are processed in place, in rounds of a few units of each array: no
+    array is copied, and exchanged and transposed buffers are small.
     """
     units, size = len(matrices[0]), math.prod(matrices[0].shape[1:])
     large = size >= _LARGE
@@ -139,10 +139,9 @@ def _bucket(
 
 
 def _units_at_once(arrays: int, units: int, size: int) -> int:
-    """How many units of each array go into a round.
+    """Number of units of each array per round.
 
-    As many as leave the least to do for the device with the most, and no more than it
-    should hold at a time.
+    Minimises the load of the busiest device, within the limit of elements at a time.
     """
     devices = math.prod(automatic_axes().values())
 
@@ -188,7 +187,8 @@ def _round(matrices: list[jax.Array], splits: list[int], steps: int) -> list[jax
 def _spread(x: jax.Array, axes: dict[str, int]) -> jax.Array:
     """``x`` [U, rows, columns] divided by columns, the longer side, if they divide.
 
-    So lie the parameters; units are then exchanged for columns, not gathered.
+    This is the layout of the parameters, so that redistributing to units is an
+    all-to-all rather than an all-gather.
     """
     along = tuple(axes) if x.shape[2] % math.prod(axes.values()) == 0 else None
     return jax.lax.with_sharding_constraint(x, PartitionSpec(None, None, along))

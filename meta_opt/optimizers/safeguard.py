@@ -32,14 +32,14 @@ _LOG_EXPLOSION = 6.9
 _LOG_VANISHING = 11.5
 """Log of the fall of the gradient's average from its peak that counts as vanishing."""
 _ALWAYS_ACCEPTED = 3
-"""Gradients at the start that are never called an explosion."""
+"""Number of first gradients that never count as an explosion."""
 _AVERAGING_STEPS = 10
-"""Steps until an average is one of many: before that it is a plain mean."""
+"""Number of steps until an average is exponential; before that it is a plain mean."""
 _ACCEPT_AFTER = 5
 """Consecutive explosions after which the new size is accepted."""
 _LOSS_RATE = 0.1
 _NOISE_MARGIN = 4.0
-"""Margin of a rise, in average deviations of the loss."""
+"""Margin of a rise, in mean absolute deviations of the loss."""
 _JUMP = 10.0
 """Rise within a step, in average deviations, that is taken for a change of the data."""
 _PATIENCE = 20
@@ -47,9 +47,9 @@ _PATIENCE = 20
 _RECOVERY = 0.98
 """Factor on the fallback for each step without a rise."""
 _EARLY = 0.1
-"""Share of the run in which a loss above its start ends the controller's part."""
+"""Share of the run in which a loss above its start disables the controller."""
 _START_LOSSES = 3
-"""Losses whose mean is the start."""
+"""Number of first losses whose mean is the start."""
 _ABOVE_START = 0.25
 """Rise above the start, relative to it, that counts as divergence."""
 _RECENT_RATE = 0.3
@@ -189,7 +189,7 @@ def _monitor_loss(
     above_start = recent - start - _NOISE_MARGIN * state.deviation
     risen = early & ~beginning & (above_start > _ABOVE_START * jnp.abs(start))
     diverged = jnp.maximum(state.diverged, risen.astype(jnp.float32))
-    # Steps are bounded: a loss that jumps within one has other data.
+    # Steps are bounded, so that a jump within one step indicates other data.
     jumped = (state.losses >= 2 * _AVERAGING_STEPS) & (
         value - state.loss > _JUMP * state.deviation + 1e-2 * jnp.abs(state.loss)
     )

@@ -1,4 +1,4 @@
-"""How a baseline's learning rate changes over a run."""
+"""Learning-rate schedules of the baselines."""
 
 import dataclasses
 from typing import Any
@@ -17,13 +17,13 @@ at all rises by more."""
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """What comes after the warm-up.
+    """Learning-rate schedule after the warm-up.
 
     Attributes:
         name: ``cosine``, ``constant``, or ``plateau``: constant, and reduced where the
             validation metric (``loop.feedback``) no longer improves.
         final_fraction: of ``cosine``: the last learning rate over the peak.
-        factor: of ``plateau``: what the learning rate is multiplied by.
+        factor: of ``plateau``: factor of each reduction of the learning rate.
         patience: of ``plateau``: evaluations in a row without a better metric that are
             tolerated, as PyTorch's ``ReduceLROnPlateau`` counts: the next one reduces.
         mode: of ``plateau``: whether a better metric is ``min`` or ``max``.
@@ -36,7 +36,7 @@ class ScheduleConfig:
     mode: str = "max"
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
+        """Raises ValueError for unknown names and values out of range."""
         check_name("schedule.name", self.name, SCHEDULES)
         check_name("schedule.mode", self.mode, ("min", "max"))
         if not 0 <= self.final_fraction <= 1:
@@ -56,15 +56,15 @@ def warmup_cosine(
     decays: bool,
     final_fraction: float = 0.0,
 ) -> optax.Schedule:
-    """Linear to ``peak`` over the warm-up, then falling by cosine or constant.
+    """Linear warm-up to ``peak``, then cosine decay or constant.
 
     Args:
         peak: learning rate after the warm-up.
         num_steps: length of the run.
         warmup_fraction: share of the run with linear warm-up; one step at least, which
             is at the peak if it is the only one.
-        decays: whether it falls by the end, or stays.
-        final_fraction: of the peak, to which it falls.
+        decays: whether to decay after the warm-up.
+        final_fraction: final learning rate as a fraction of the peak.
     """
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -83,8 +83,8 @@ def reduce_on_plateau(config: ScheduleConfig) -> optax.GradientTransformationExt
     """Scales updates by `optax.contrib.reduce_on_plateau` of the validation metric.
 
     The metric is the keyword ``feedback`` of ``update``, a scalar that is NaN in steps
-    without an evaluation; those leave the scale as it is. A metric that is not finite
-    counts as no evaluation.
+    without an evaluation, which do not change the scale. Non-finite metrics count as no
+    evaluation.
 
     Args:
         config: factor, patience and mode.

@@ -1,4 +1,4 @@
-"""Second moments of gradients: factored for rank >= 2, full for less.
+"""Second moments of gradients: factored for rank >= 2, full for rank 0 and 1.
 
 A tensor of rank >= 2, seen as rows x columns, keeps the means of its squares over
 columns and over rows, whose outer product approximates them (Adafactor, Shazeer and
@@ -39,8 +39,8 @@ Second: TypeAlias = Factored | jax.Array | None
 class SecondMoments(NamedTuple):
     """Second moments of all leaves, as the optimizer's state keeps them; float32.
 
-    Every leaf of both trees is an array. What is not needed is one zero, since Orbax
-    saves no empty array.
+    Every leaf of both trees is an array. Unused moments are a single zero, since Orbax
+    does not save empty arrays.
 
     Attributes:
         row: structure of the parameters; means of squares over columns of leaves of
@@ -61,7 +61,7 @@ def init_second(
     Args:
         params: the parameters.
         infos: descriptions of their leaves.
-        needed: for each leaf, whether a direction reads its second moment.
+        needed: for each leaf, whether a direction uses its second moment.
     """
     leaves: list[Any]
     treedef: Any
@@ -81,7 +81,7 @@ def _unused() -> jax.Array:
 
 
 def _zeros(param: jax.Array, info: TensorInfo) -> tuple[jax.Array, jax.Array]:
-    # Sums of zeros, not fresh zeros: they inherit the parameter's sharding.
+    # Sums of zeros rather than new zeros, since they inherit the parameter's sharding.
     zeros = jnp.zeros_like(param, dtype=jnp.float32)
     if len(info.shape) < 2:
         return zeros, _unused()
@@ -120,7 +120,7 @@ def mean_squares(group: Group, grads: list[jax.Array], second: Second) -> Second
     squares = [jnp.square(g) for g in grads]
     if not isinstance(second, Factored):
         return concat(squares)
-    # Replicated, so that nothing derived from them is communicated again.
+    # Replicated, so that derived values need no further communication.
     return Factored(
         replicated_if_automatic(
             concat([group.mean(x, group.column_axes) for x in squares])

@@ -1,4 +1,4 @@
-"""Skipped steps: no update, and momenta and second moments as they were."""
+"""Skipped steps: no update, and unchanged momenta and second moments."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def apply_or_skip(
     moved: Sequence[GroupResult],
     arrays: Sequence[GroupArrays],
 ) -> list[GroupResult]:
-    """``moved`` where the step is ok, else no update and the old statistics.
+    """Returns ``moved`` if the step is ok, else no update and the old statistics.
 
     A select for large leaves' updates, fused into their arithmetic (their momenta have
     it already). Stacked leaves, which are sliced afterwards, go through a branch: the
@@ -25,8 +25,8 @@ def apply_or_skip(
     Args:
         ok: bool [], whether the step is taken.
         groups: the groups.
-        moved: their results of `apply_rule`.
-        arrays: their arrays before it.
+        moved: results of `apply_rule` for the groups.
+        arrays: arrays of the groups before the step.
     """
     skipped = [
         GroupResult([jnp.zeros_like(u) for u in t.updates], a.momentum, a.second)

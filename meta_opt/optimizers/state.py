@@ -1,4 +1,4 @@
-"""The optimizer's state, its settings, and the plan that a step is traced by."""
+"""The optimizer's state, its settings, and the plan for tracing a step."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ class OptimizerState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is fixed when the optimizer is made; hashable, so that it can be static.
+    """Static settings of the optimizer; hashable for `jax.jit`.
 
     Attributes:
         config: the controller's shape and directions.
@@ -161,7 +161,7 @@ def init_state(
     zeros = (jnp.zeros(units, jnp.float32) for _ in History._fields)
     return OptimizerState(
         count=jnp.zeros((), jnp.int32),
-        # A copy: the caller's array is not to be donated with the state.
+        # A copy, so that the caller's array is not donated with the state.
         num_steps=jnp.array(num_steps, jnp.int32),
         step_size=jnp.zeros((), jnp.float32),
         momentum=jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.bfloat16), params),
@@ -181,7 +181,7 @@ def init_state(
     )
 
 
-# One program: outside of it each operation on each shape would be one of its own.
+# Compiled as one program, since otherwise each operation would be compiled separately.
 @functools.partial(jax.jit, static_argnames=("settings", "decayed"))
 def _of_initial_params(
     params: PyTree, *, settings: Settings, decayed: tuple[bool, ...] | None
@@ -202,14 +202,14 @@ def _of_initial_params(
 def is_placeholder(params: PyTree) -> bool:
     """Whether ``params`` is what `optax.tree_map_params` calls ``init`` with.
 
-    It stands for a tree of any structure.
+    The placeholder stands for a tree of any structure.
     """
     return isinstance(params, _placeholder_type())
 
 
 @functools.cache
 def _placeholder_type() -> type:
-    # optax keeps it private, and hands it to any function that takes parameters.
+    # Private in optax, but passed to any function of parameters.
     given: list[PyTree] = []
     optax.tree_map_params(given.append, lambda x: x, None)
     return type(given[0])

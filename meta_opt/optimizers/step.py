@@ -2,7 +2,7 @@
 
 `measure` reduces gradients and momenta to statistics of each unit, `decide` turns these
 into the controls of each unit, and `apply_decision` moves momenta, second moments and
-parameters by them. All are pure functions of what they are given.
+parameters by them. All are pure functions.
 """
 
 import functools
@@ -95,7 +95,7 @@ class Leaves(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What is measured of one step's gradients.
+    """Measurements of one step's gradients.
 
     Attributes:
         arrays: of each group.
@@ -111,7 +111,7 @@ class Measurement(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What one step does, and the state that the decision leaves.
+    """The decision for one step, and the state after it.
 
     Attributes:
         ok: bool [], whether the step is taken.
@@ -258,7 +258,7 @@ def decide(
         step=step, weight_decay=decay / jnp.maximum(step, TINY)
     )
 
-    # Gradients above their average size are compressed towards it.
+    # Gradients above their average size are compressed towards the average.
     excess = 0.5 * (measured.log_grad_sq - history.log_grad_sq_ema)
     grad_scale = None
     if settings.learned:
@@ -337,7 +337,7 @@ def apply_decision(
     inputs: StepInputs,
     settings: Settings,
 ) -> tuple[PyTree, OptimizerState]:
-    """Moves what a decision moves, or nothing where the step is skipped."""
+    """Applies a decision, or nothing if the step is skipped."""
     controls, scale, ok = decision.controls, decision.grad_scale, decision.ok
     momentum_square = next_momentum_square(
         controls, 1.0 if scale is None else scale, measured.stats

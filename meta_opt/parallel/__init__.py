@@ -1,1 +1,1 @@
-"""Device meshes and how arrays are laid out over them."""
+"""Device meshes, shardings and multi-process runs."""

@@ -1,4 +1,4 @@
-"""Start-up and end of a command that several processes run together."""
+"""Start and end of a command that runs in several processes."""
 
 import contextlib
 import logging
@@ -25,29 +25,29 @@ def joined(
     timeout_seconds: float,
     handlers: Sequence[logging.Handler],
 ) -> Iterator[bool]:
-    """Joins the other processes, if there are any, for a ``with`` block.
+    """Connects to the other processes, if there are any, for a ``with`` block.
 
-    Lines of the log then begin with the process's index. A process that fails, or is
-    stopped by Ctrl-C, ends at once, without JAX's shutdown barrier, which would wait
-    for the others to end. Those end too, with a line that names it, and so they do when
-    it is killed, or stands still for longer than ``timeout_seconds``.
+    Log lines are prefixed with the process index. A process that fails, or is stopped
+    by Ctrl-C, exits immediately, without JAX's shutdown barrier, which would wait for
+    the others. If a process fails, is killed, or hangs for longer than
+    ``timeout_seconds``, the others exit, too, with a message that names it.
 
     Args:
         coordinator: ``host:port`` of process 0; see `start_processes`.
-        processes: how many there are; None asks the environment.
-        index: of this one.
-        timeout_seconds: silence after which a process is gone.
-        handlers: of the log; those of a stream write to stderr.
+        processes: number of processes; None detects it from the environment.
+        index: index of this process.
+        timeout_seconds: time without heartbeat after which a process counts as lost.
+        handlers: handlers of the log; stream handlers write to stderr.
 
     Yields:
-        Whether this is process 0, which prints.
+        Whether this is process 0, which prints the output.
 
     Raises:
-        ValueError: arguments or environment name processes that are not found, or JAX
+        ValueError: processes of the arguments or the environment are not found, or JAX
             finds no device.
     """
     try:
-        # JAX ends processes without a word; the watch has to come first.
+        # JAX ends processes without a message, so the watch has to be faster.
         start_processes(
             coordinator,
             processes,
@@ -55,7 +55,9 @@ def joined(
             heartbeat_timeout_seconds=round(3 * timeout_seconds) + 1,
         )
         count = jax.process_count()
-    except AssertionError:  # JAX's own, where a platform that is named has no plugin.
+    except (
+        AssertionError
+    ):  # Raised by JAX if the plugin of a requested platform is missing.
         raise ValueError(
             "JAX finds no device for JAX_PLATFORMS="
             f"{os.environ.get('JAX_PLATFORMS', '')!r}: install its plugin, or unset it"
@@ -76,7 +78,7 @@ def joined(
     watch = _watched(process, count, timeout_seconds, handlers)
     try:
         yield process == 0
-    except Interrupted:  # All of them stop after the same step.
+    except Interrupted:  # All processes stop after the same step.
         watch.leave(failed=False)
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -100,11 +102,11 @@ def joined(
 def _watched(
     index: int, count: int, seconds: float, handlers: Sequence[logging.Handler]
 ) -> ProcessWatch:
-    """Starts what watches the other processes, and what watches this one."""
+    """Starts the watch of the other processes and the witness of this one."""
     progress = Progress()
     follow(progress)
     kept = start_witness(progress, index, count, seconds)
-    # Not through the witness: a progress bar asks for a terminal.
+    # Python bypasses the witness, since progress bars need a terminal.
     sys.stderr = os.fdopen(kept, "w", buffering=1, errors="backslashreplace")
     for handler in handlers:
         if isinstance(handler, logging.StreamHandler):

@@ -17,10 +17,11 @@ class MeshConfig:
     """Sizes of the mesh axes, in devices; at most one may be -1: all that remain.
 
     Attributes:
-        data: copies of the parameters; the batch is divided over them.
-        fsdp: shards of parameters and optimizer state; the batch is divided over
-            them too.
-        tensor: shards of single matrix products (heads, hidden units).
+        data: data parallelism: replicas of the parameters, over which the batch is
+            sharded.
+        fsdp: fully sharded data parallelism: shards of parameters and optimizer state,
+            over which the batch is also sharded.
+        tensor: tensor parallelism: shards of matrix products (heads, hidden units).
     """
 
     data: int = 1
@@ -31,20 +32,20 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges devices in a mesh with the axes ``data``, ``fsdp`` and ``tensor``.
 
-    A mesh smaller than the machine takes the first devices, so that the default of
-    one device works anywhere.
+    A smaller mesh uses the first devices, so that the default of one device works
+    anywhere.
 
     Args:
-        config: the size of each axis.
+        config: sizes of the axes.
         devices: default ``jax.devices()``.
 
     Returns:
-        A mesh of automatic axes (GSPMD chooses the layouts inside the step).
+        A mesh with automatic axes (GSPMD chooses the shardings within the step).
 
     Raises:
-        ValueError: if a size is neither positive nor -1, more than one is -1, the
-            sizes need more devices than there are or do not divide them, or a part of
-            the devices is asked for in a run of several processes.
+        ValueError: if a size is neither positive nor -1, more than one is -1, there are
+            too few devices or their number is not divisible, or a multi-process run
+            would use only a part of them.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [getattr(config, axis) for axis in AXES]
@@ -79,7 +80,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """Returns the mesh that the arrays of a pytree are laid out over, if any."""
+    """Returns the mesh of the arrays of a pytree, if any."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
@@ -88,12 +89,12 @@ def mesh_of(tree: PyTree) -> Mesh | None:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Returns over how many shards the batch is divided."""
+    """Returns the number of shards of the batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -> None:
-    """Checks that every device gets the same number of examples in every micro-batch.
+    """Checks that micro-batches can be sharded evenly over the devices.
 
     Raises:
         ValueError: if ``batch_size`` (B) is not a positive multiple of
@@ -109,20 +110,19 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation_steps: int = 1) -
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of a batch: the first axis (B) over data and fsdp."""
+    """Returns the sharding of a batch: the first axis (B) over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns which rows of a batch the devices of this process hold.
+    """Returns the indices of a batch's rows on the devices of this process.
 
-    Processes whose devices differ in data or fsdp hold disjoint rows, and all together
-    the whole batch. Where a process's devices are several shards of the batch, its rows
-    need not be next to each other.
+    Processes whose devices differ in data or fsdp have disjoint rows, which cover the
+    whole batch. If a process has several shards, its rows need not be contiguous.
 
     Args:
         mesh: the mesh.
-        batch_size: B; a multiple of the shards.
+        batch_size: B, a multiple of the number of shards.
 
     Returns:
         int [rows], ascending.
@@ -133,16 +133,16 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def place_batch(mesh: Mesh, batch: PyTree, batch_size: int, rows: int) -> PyTree:
-    """Divides a batch over the devices, of which this process has its rows.
+    """Makes a global array of a batch from the rows of this process.
 
     Args:
         mesh: the mesh.
-        batch: pytree of [rows, ...], on the host.
+        batch: pytree of [rows, ...] in host memory.
         batch_size: B.
-        rows: how many of `local_rows` this process has.
+        rows: number of `local_rows` of this process.
 
     Raises:
-        ValueError: a batch of another size.
+        ValueError: if the batch has another size.
     """
     for leaf in jax.tree.leaves(batch):
         if leaf.shape[:1] != (rows,):
@@ -160,5 +160,5 @@ def place_batch(mesh: Mesh, batch: PyTree, batch_size: int, rows: int) -> PyTree
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the layout of an array that every device holds whole."""
+    """Returns the sharding of a fully replicated array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,8 +1,8 @@
-"""Particles of meta-training over a mesh axis that spans all devices of all processes.
+"""Particles of meta-training, sharded over all devices of all processes.
 
-A particle is one inner run, or the runs that share a perturbation. Particles know
-nothing of each other until their results are averaged, so each device runs its own to
-the end and all that crosses devices is the mean.
+A particle is one inner run, or the runs that share a perturbation. Particles are
+independent until their results are averaged, so that the mean is the only communication
+between devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ PARTICLES = "particles"
 
 
 class Vmap(Protocol):
-    """`jax.vmap` over the leading axis, or something that maps as it does."""
+    """`jax.vmap` over the leading axis, or an equivalent function."""
 
     def __call__(self, fun: Callable, in_axes: int | Sequence[Any] = 0) -> Callable:
         """Returns the mapped function; ``in_axes`` are 0 or None."""
@@ -28,10 +28,10 @@ class Vmap(Protocol):
 
 
 def particle_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, ``particles``.
+    """Creates a mesh with the single axis ``particles``.
 
     Args:
-        devices: default all of all processes.
+        devices: devices of the mesh; by default all devices of all processes.
 
     Returns:
         The mesh, its axis automatic.
@@ -41,20 +41,20 @@ def particle_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def particle_sharding(mesh: Mesh) -> NamedSharding:
-    """Layout of an array whose leading axis is that of the particles."""
+    """Sharding of an array whose leading axis is that of the particles."""
     return NamedSharding(mesh, PartitionSpec(PARTICLES))
 
 
 def check_particles(mesh: Mesh, name: str, count: int) -> None:
-    """Checks that every device gets the same number of particles.
+    """Checks that particles can be distributed evenly over the devices.
 
     Args:
         mesh: from `particle_mesh`.
-        name: of the setting, for the message.
-        count: its value.
+        name: name of the setting, for the message.
+        count: value of the setting.
 
     Raises:
-        ValueError: if not; names the next number that does.
+        ValueError: if not; the message has the next suitable number.
     """
     devices = mesh.shape[PARTICLES]
     if count % devices:
@@ -66,14 +66,14 @@ def check_particles(mesh: Mesh, name: str, count: int) -> None:
 
 
 def vmap_over(mesh: Mesh | None) -> Vmap:
-    """A `jax.vmap` over particles that are divided over the devices of ``mesh``.
+    """Returns a `jax.vmap` over particles, sharded over the devices of ``mesh``.
 
-    What is mapped is filled up with copies of its last row where the devices do not
-    divide it; this costs no time, since the fullest device decides. Arguments with
-    ``in_axes`` None and what the function closes over are on every device.
+    Mapped arguments are padded with copies of their last row to a multiple of the
+    number of devices; this takes no extra time, since the fullest device determines it.
+    Arguments with ``in_axes`` None and closed-over values are replicated.
 
     Args:
-        mesh: from `particle_mesh`; None gives `jax.vmap` itself.
+        mesh: from `particle_mesh`; None returns `jax.vmap` itself.
 
     Returns:
         ``vmap(function, in_axes)``; every entry of ``in_axes`` is 0 or None.
@@ -101,8 +101,8 @@ def vmap_over(mesh: Mesh | None) -> Vmap:
                 jax.tree.map(fill, arg) if axis == 0 else arg
                 for arg, axis in zip(args, axes, strict=True)
             ]
-            # Without `check_vma`: with it, the derivative by a replicated argument is
-            # summed over devices, and here each particle has its own.
+            # With `check_vma`, gradients with respect to replicated arguments would be
+            # summed over devices, but each particle needs its own.
             run = jax.shard_map(
                 jax.vmap(fun, tuple(axes)),
                 mesh=mesh,

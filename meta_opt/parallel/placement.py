@@ -1,4 +1,4 @@
-"""Arrays onto the devices of a mesh and back, in a run of several processes too."""
+"""Placement of arrays on a mesh and back, also in multi-process runs."""
 
 import jax
 import numpy as np
@@ -7,16 +7,16 @@ from meta_opt.types import PyTree
 
 
 def place(tree: PyTree, shardings: PyTree, donate: bool = False) -> PyTree:
-    """Lays arrays out over a mesh, as fresh arrays that are safe to donate.
+    """Shards arrays over a mesh, as new arrays that are safe to donate.
 
-    With several processes, each provides its devices' shards from its own copy, which
-    must be equal on all of them; nothing is sent.
+    With several processes, each provides the shards of its devices from its own copy,
+    which must be equal in all processes; there is no communication.
 
     Args:
-        tree: pytree of arrays, in this process's memory or on the mesh already.
-        shardings: a sharding, or a pytree of them of the same structure.
-        donate: whether the caller gives the arrays up; those that already have the
-            right sharding are then not copied.
+        tree: pytree of arrays, in this process's memory or already on the mesh.
+        shardings: a sharding, or a pytree of shardings of the same structure.
+        donate: whether the arrays are donated; those that already have the right
+            sharding are then not copied.
 
     Returns:
         The arrays, on the devices of all processes.
@@ -35,7 +35,7 @@ def _place(
         if donate:
             return jax.device_put(x, sharding, may_alias=True)
         if isinstance(x, jax.Array) and sharding.shard_shape(x.shape) == x.shape:
-            # JAX keeps the array itself as its own device's copy, asked for or not.
+            # JAX may reuse the array itself as the shard of its device, so copy it.
             x = x.copy()
         return jax.device_put(x, sharding, may_alias=False)
     if isinstance(x, jax.Array):
@@ -51,15 +51,16 @@ def _place(
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Brings whole arrays into the memory of every process, one after the other.
+    """Gathers full arrays in the host memory of every process, one after the other.
 
-    A device holds the largest of them whole for a moment. All processes must call this.
+    Each device temporarily holds a full copy of one array. All processes must call
+    this.
 
     Args:
-        tree: pytree of arrays, however they are laid out.
+        tree: pytree of arrays of any sharding.
 
     Returns:
-        The same of numpy arrays.
+        The pytree of NumPy arrays.
 
     Example:
         >>> to_host({"x": jax.numpy.arange(2)})

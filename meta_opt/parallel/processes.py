@@ -1,4 +1,4 @@
-"""Several processes of one run: start-up, and what they must agree on."""
+"""Multi-process runs: start-up, and agreement on values."""
 
 import hashlib
 import importlib.util
@@ -29,23 +29,23 @@ def start_processes(
     index: int | None = None,
     heartbeat_timeout_seconds: int = 100,
 ) -> None:
-    """Joins this process to the others of its run; before any computation.
+    """Connects this process to the others of its run; call before any computation.
 
-    Without arguments the environment says whether there are others: tasks of a SLURM
-    step, ranks of Open MPI, hosts of a Cloud TPU, all of them as JAX detects them. A
-    process that was started alone stays alone.
+    Without arguments the other processes are detected from the environment by JAX:
+    tasks of a SLURM step, ranks of Open MPI, hosts of a Cloud TPU. A single process
+    needs no connection.
 
     Args:
         coordinator: ``host:port`` of process 0.
-        processes: how many there are; 1 does nothing, None asks the environment.
-        index: of this one.
-        heartbeat_timeout_seconds: silence after which JAX ends all processes, without
-            a word that explains it; `meta_opt.parallel.watch` should come before.
+        processes: number of processes; 1 does nothing, None detects it.
+        index: index of this process.
+        heartbeat_timeout_seconds: time without heartbeat after which JAX ends all
+            processes without a message; `meta_opt.parallel.watch` should be faster.
 
     Raises:
         ValueError: if only some of the arguments are given, the index is out of range,
             or a launcher has started several processes and JAX does not find them.
-        RuntimeError: if the others do not come within five minutes.
+        RuntimeError: if the others do not connect within five minutes.
 
     Example:
         >>> start_processes("", 1, 0)
@@ -75,7 +75,7 @@ def launched_together(environment: Mapping[str, str]) -> bool:
     """Whether SLURM or Open MPI has started this process together with others.
 
     Args:
-        environment: variables by name.
+        environment: environment variables by name.
 
     Example:
         >>> launched_together({"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"})
@@ -83,15 +83,15 @@ def launched_together(environment: Mapping[str, str]) -> bool:
         >>> launched_together({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"})
         False
     """
-    # The step's tasks, not the job's: what runs in a job's shell, or in its batch
-    # script without srun, is alone, whatever was reserved, and would wait for ever.
+    # The tasks of the step, not of the job: a command in a job's shell, or in its batch
+    # script without srun, is a single process and would wait forever for others.
     tasks = (environment.get(name, "1") for name in (_SLURM_TASKS, _MPI_TASKS))
     return any(int(count) > 1 for count in tasks)
 
 
 def _join_as_launched(heartbeat_timeout_seconds: int) -> None:
     together = launched_together(os.environ)
-    # Only JAX knows whether a TPU has further hosts; it asks the cloud.
+    # Only JAX can find out whether a TPU has further hosts, from the cloud's metadata.
     if not together and not _perhaps_tpu():
         return
     try:
@@ -100,7 +100,7 @@ def _join_as_launched(heartbeat_timeout_seconds: int) -> None:
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
         )
     except ValueError as error:
-        # JAX's word for: no cluster.
+        # JAX raises this if there is no cluster.
         if "coordinator_address" not in str(error):
             raise
         if together:
@@ -117,7 +117,7 @@ def _perhaps_tpu() -> bool:
 
 
 def _alone_on_node(environment: Mapping[str, str]) -> bool:
-    """Whether this is its node's only process, to which all the GPUs then belong."""
+    """Whether this is the only process of its node, which then owns all GPUs."""
     if _MPI_TASKS in environment:
         return environment.get(_MPI_HERE) == "1"
     tasks = environment.get(_SLURM_TASKS)
@@ -125,19 +125,19 @@ def _alone_on_node(environment: Mapping[str, str]) -> bool:
 
 
 def _join(**kwargs: object) -> None:
-    # On the CPU collectives need a library of their own; accelerators ignore this.
+    # CPU collectives need a library; accelerators ignore this setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(**kwargs)  # type: ignore[arg-type]
-    # JAX now swallows SIGTERM, as a notice that somebody would have to ask for. It
-    # shall end the process, but where the training loop catches it.
+    # JAX now intercepts SIGTERM as a preemption notice. Restore the default, so that it
+    # ends the process unless the training loop catches it.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def json_from_first(value: Any) -> Any:
-    """Process 0's JSON value, in every process; all of them must call this.
+    """Broadcasts a JSON value from process 0; all processes must call this.
 
     Args:
-        value: of this process; only process 0's matters.
+        value: JSON value; only that of process 0 is used.
 
     >>> json_from_first({"steps": 3})  # One process need not ask.
     {'steps': 3}
@@ -147,7 +147,7 @@ def json_from_first(value: Any) -> Any:
     from jax.experimental import multihost_utils
 
     text = json.dumps(value).encode() if jax.process_index() == 0 else b""
-    # Of few lengths, since each is a program of its own. JSON may end in spaces.
+    # Padded to few different lengths, since each is compiled. JSON may end in spaces.
     length = max(64, 1 << (largest(len(text)) - 1).bit_length())
     sent = np.frombuffer(text.ljust(length), np.uint8)
     received = multihost_utils.broadcast_one_to_all(sent)
@@ -155,11 +155,11 @@ def json_from_first(value: Any) -> Any:
 
 
 def arrays_from_first(tree: PyTree) -> PyTree:
-    """Process 0's arrays, in every process; all of them must call this.
+    """Broadcasts arrays from process 0; all processes must call this.
 
     Args:
-        tree: pytree of numpy or JAX arrays that are whole in each process, of the same
-            shapes and types in all.
+        tree: pytree of NumPy or JAX arrays that are not sharded over processes, of the
+            same shapes and dtypes in all processes.
 
     >>> arrays_from_first({"x": np.arange(2)})  # One process need not ask.
     {'x': array([0, 1])}
@@ -172,14 +172,14 @@ def arrays_from_first(tree: PyTree) -> PyTree:
 
 
 def check_alike(value: Any, what: str) -> None:
-    """Checks that all processes have the same value; all of them must call this.
+    """Checks that all processes have the same value; all processes must call this.
 
     Args:
         value: a JSON value.
-        what: it is, for the error.
+        what: description of the value, for the error message.
 
     Raises:
-        ValueError: in every process, if one of them has another value.
+        ValueError: in every process, if the values differ.
     """
     if jax.process_count() == 1:
         return
@@ -193,7 +193,7 @@ def check_alike(value: Any, what: str) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all of them must call this."""
+    """Whether the flag is set in any process; all processes must call this."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils
@@ -202,12 +202,12 @@ def any_process(flag: bool) -> bool:
 
 
 def barrier() -> None:
-    """Returns when every process has called it."""
+    """Waits until every process has called this."""
     any_process(False)
 
 
 def largest(number: int) -> int:
-    """The largest of all processes' numbers; all of them must call this.
+    """The maximum of a number over all processes; all processes must call this.
 
     >>> largest(3)  # One process need not ask.
     3
@@ -220,14 +220,14 @@ def largest(number: int) -> int:
 
 
 class LaggedMax:
-    """The maximum of a number over all processes, known to all one call late.
+    """The maximum of a number over all processes, with a delay of one call.
 
-    A call starts the exchange of its number and returns the outcome of the call before,
-    so that devices have work while the host waits. Since every process gets the same
-    outcome from the same call, they can act on it together.
+    A call starts the all-reduce of its number and returns the result of the previous
+    call, so that devices are busy while the host waits. Since every process gets the
+    same result from the same call, they can act on it together.
 
     Args:
-        mesh: of all devices of all processes.
+        mesh: mesh of all devices of all processes.
 
     Example:
         >>> from meta_opt.parallel.mesh import MeshConfig, make_mesh
@@ -241,7 +241,7 @@ class LaggedMax:
         self._pending: jax.Array | None = None
 
     def __call__(self, number: int) -> int:
-        """Names a number, at least 0; all processes must call this equally often."""
+        """Contributes a number, at least 0; all processes must call this together."""
         if jax.process_count() == 1:
             return number
         mine = np.full(jax.local_device_count(), number, np.int32)
@@ -251,13 +251,13 @@ class LaggedMax:
 
 
 def check_shared(folder: str | Path) -> None:
-    """Checks that all processes see one folder; all of them must call this.
+    """Checks that all processes see the same folder; all processes must call this.
 
     Args:
         folder: created if needed.
 
     Raises:
-        ValueError: in every process, if one of them has another folder of that name.
+        ValueError: in every process, if one of them sees another folder.
     """
     if jax.process_count() == 1:
         return
@@ -267,7 +267,7 @@ def check_shared(folder: str | Path) -> None:
     file = folder / f".shared-{token}"
     if jax.process_index() == 0:
         file.touch()
-    barrier()  # Until it is there.
+    barrier()  # Wait until the file exists.
     unseen = any_process(not file.exists())
     file.unlink(missing_ok=True)
     if unseen:
@@ -278,10 +278,10 @@ def check_shared(folder: str | Path) -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it ends, however that ends.
+    """Ends this process when its parent process ends, even if that is killed.
 
-    A worker of a pool otherwise outlives a command that was killed, and holds its
-    memory and cores until someone looks.
+    Otherwise workers of a pool would outlive a killed command and keep using memory and
+    cores.
     """
     parent = os.getppid()
 

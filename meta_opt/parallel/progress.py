@@ -1,4 +1,4 @@
-"""How far a process of a run is, in memory that another process can read."""
+"""Progress of a process in shared memory that another process can read."""
 
 import mmap
 import os
@@ -8,23 +8,23 @@ import time
 from pathlib import Path
 
 RESTART = "restart all processes to resume from what was saved"
-"""What a run of several processes says when it ends because one of them is gone."""
+"""Advice in the message of a run that ends because one of its processes is lost."""
 
 _FIELDS = struct.Struct("dqq")
-"""Seconds of the last heartbeat, the step, and whether its end is explained."""
+"""Layout: time of the last heartbeat, step, and whether an end has been reported."""
 
 _NAMES = ("seconds", "step", "explained")
 _SIZE = 4096
 
 
 class Progress:
-    """How far a process is; it survives the process in whoever else has it open.
+    """Progress of a process, which outlives it in other processes that have it open.
 
     Args:
-        descriptor: of the file behind it, from another process; None makes one.
+        descriptor: file descriptor from another process; None creates a new file.
 
     Attributes:
-        descriptor: of the file, to pass to another process.
+        descriptor: file descriptor, to pass to another process.
 
     Example:
         >>> mine = Progress()
@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def step(self) -> int:
-        """Steps taken so far."""
+        """Number of steps so far."""
         return self._fields()[1]
 
     @property
@@ -53,11 +53,11 @@ class Progress:
 
     @property
     def explained(self) -> bool:
-        """Whether the process itself has said why it ends."""
+        """Whether the process itself has reported why it ends."""
         return bool(self._fields()[2])
 
     def note(self, step: int, workdir: Path | None) -> None:
-        """Notes the step, and the folder of the run, which has ``checkpoints/``."""
+        """Records the step and the folder of the run, which has ``checkpoints/``."""
         self._write(step=step)
         path = os.fsencode(workdir.absolute()) if workdir else b""
         if len(path) < _SIZE - _FIELDS.size:
@@ -68,11 +68,11 @@ class Progress:
         self._write(seconds=time.monotonic())
 
     def explain(self) -> None:
-        """Notes that the process says itself why it ends."""
+        """Records that the process itself reports why it ends."""
         self._write(explained=1)
 
     def lost(self) -> str:
-        """What is lost when the process ends now, in words."""
+        """Describes what is lost if the process ends now."""
         text = self._memory[_FIELDS.size :].partition(b"\0")[0]
         if not text:
             return "what was saved is whole"
@@ -105,12 +105,12 @@ _current: Progress | None = None
 
 
 def follow(progress: Progress | None) -> None:
-    """Makes `note_progress` write to it; None: to nothing."""
+    """Sets the object that `note_progress` writes to; None disables it."""
     global _current
     _current = progress
 
 
 def note_progress(step: int, workdir: Path | None) -> None:
-    """Notes the step of this process's run, if anything follows it."""
+    """Records the step of this process's run, if it is followed."""
     if _current is not None:
         _current.note(step, workdir)

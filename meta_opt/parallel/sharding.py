@@ -1,6 +1,6 @@
-"""Which axis of the mesh each parameter axis is laid over, by rules on its path.
+"""Shardings of parameters by rules on their paths.
 
-The shape of the idea (ordered regex rules, a log line where one cannot apply) follows
+The design (ordered regex rules, a log line if one cannot be applied) follows
 big_vision's ``sharding.py``.
 """
 
@@ -24,15 +24,16 @@ AxisNames = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How the parameters that match ``pattern`` are laid out.
+    """Sharding of the parameters that match ``pattern``.
 
     Attributes:
-        pattern: regex, searched in the '/'-joined path of the parameter.
-        spec: mesh axes (or None) for the *last* axes of the parameter, so that one
-            rule serves a layer and a scan-stack of layers. Axes before it are whole.
-        largest: a mesh axis to lay over the largest remaining axis that it divides.
-        min_size: parameters with fewer elements than this ignore ``largest`` (the
-            messages would cost more than the memory).
+        pattern: regex that is searched in the '/'-joined path of the parameter.
+        spec: mesh axes (or None) for the *last* axes of the parameter, so that the same
+            rule applies to a layer and a scan-stack of layers. Other axes are not
+            sharded.
+        largest: mesh axis that shards the largest remaining divisible axis.
+        min_size: smallest number of elements for ``largest`` (for smaller parameters
+            communication would cost more than memory).
     """
 
     pattern: str
@@ -42,18 +43,18 @@ class Rule:
 
 
 FSDP_RULES = (Rule(r".*", largest="fsdp"),)
-"""Every parameter over fsdp, along its largest divisible axis."""
+"""Shards every parameter over fsdp, along its largest divisible axis."""
 
 _SMALL = 2**14
 _BIASES = Rule(r"(attention/(query|key|value)|mlp/up)/bias", ("tensor",))
-# What follows a kernel's name is NNX's, and no scale of an int8 kernel.
+# Matches a kernel with NNX's suffix, but not the scale of an int8 kernel.
 VISION_TEXT_RULES = (
     Rule(r"attention/(query|key|value)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"attention/out/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
     Rule(r"mlp/(up|gate)/kernel(/|$)", (None, "tensor"), "fsdp", _SMALL),
     Rule(r"mlp/down/kernel(/|$)", ("tensor", None), "fsdp", _SMALL),
     _BIASES,
-    # Messages would cost more than their memory.
+    # Communication would cost more than memory.
     Rule(r"(bias|scale)(/|$)"),
     Rule(r".*", largest="fsdp", min_size=_SMALL),
 )
@@ -61,7 +62,7 @@ VISION_TEXT_RULES = (
 
 GENERATIVE_RULES = (
     Rule(r"decoder/tokens/embedding", (("tensor", "fsdp"), None)),
-    # Keys and values of the decoder may have one head for all queries.
+    # The decoder may have a single key-value head.
     Rule(r"decoder/.*attention/(key|value)/kernel(/|$)", (), "fsdp", _SMALL),
     *VISION_TEXT_RULES,
 )
@@ -76,18 +77,18 @@ def parameter_shardings(
 ) -> tuple[PyTree, ...]:
     """Chooses a ``NamedSharding`` for every parameter by the first rule that matches.
 
-    A parameter that no rule matches is replicated. Where a rule cannot apply to an
-    axis (its size is not divisible by the mesh axes), that is logged and the axis is
-    left whole.
+    Parameters without a matching rule are replicated. If a rule cannot be applied to an
+    axis, since its size is not divisible by the mesh axes, the axis is not sharded,
+    which is logged.
 
     Args:
-        rules: tried in order on each path.
+        rules: rules, of which the first match applies.
         mesh: the mesh.
-        *trees: pytrees of arrays or ``jax.ShapeDtypeStruct``; several when the
-            parameters are split, as into trainable and frozen ones.
+        *trees: pytrees of arrays or ``jax.ShapeDtypeStruct``; several if the parameters
+            are split, for example into trainable and frozen ones.
 
     Returns:
-        One pytree of shardings for each of ``trees``, of the same structure.
+        A pytree of shardings for each of ``trees``, of the same structure.
 
     Raises:
         ValueError: if the pattern of a rule matches no parameter of any tree, or a
@@ -124,7 +125,7 @@ def parameter_shardings(
 
 
 def _names(spec: Sequence[AxisNames]) -> list[str]:
-    """Returns the mesh axes that a spec names, flat."""
+    """Returns the names of the mesh axes of a spec as a flat list."""
     names: list[str] = []
     for entry in spec:
         if entry is not None:
@@ -135,7 +136,7 @@ def _names(spec: Sequence[AxisNames]) -> list[str]:
 def _apply(
     rule: Rule, mesh: Mesh, name: str, shape: tuple[int, ...]
 ) -> tuple[AxisNames, ...]:
-    """Returns the spec of one parameter, without the axes that do not divide it."""
+    """Returns the spec of a parameter, without axes that do not divide it."""
     spec: list[AxisNames] = [None] * len(shape)
     if len(rule.spec) > len(shape):
         _log.warning(

@@ -1,12 +1,12 @@
-"""Several processes of one run watch each other, so that none waits for the dead.
+"""Mutual monitoring of the processes of a run, so that none waits for a lost one.
 
-Each process writes a beat to the key-value store of JAX's coordination service, which
-process 0 has, and reads those of the others. One that does not beat for too long (it
-was killed, it is stopped, its machine is gone) is named by all others, which then end:
-collectives with it would fail with some error of a socket, or wait for ever.
+Each process writes heartbeats to the key-value store of JAX's coordination service,
+which runs in process 0, and reads those of the others. If a process has no heartbeat
+for too long (it was killed or suspended, or its machine failed), all others name it and
+exit: collectives with it would fail with a socket error, or hang.
 
-Silence is counted in a process's own rounds and not by the clock, so that one that was
-stopped itself does not take the others for dead.
+Missing heartbeats are counted in a process's own rounds rather than by the clock, so
+that a process that was suspended itself does not consider the others lost.
 """
 
 import os
@@ -23,12 +23,12 @@ _KEYS = "meta_opt/watch/"
 _DONE, _FAILED, _LOST = "done", "failed", "lost"
 _LONGEST_INTERVAL = 1.0
 _ROUNDS = 20
-"""How many beats there are in the time-out, at least."""
+"""Smallest number of heartbeats within the timeout."""
 _GRACE_ROUNDS = 3
 
 
 class Store(Protocol):
-    """What is used of the client of JAX's coordination service."""
+    """The used interface of the client of JAX's coordination service."""
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
         """Writes a value."""
@@ -38,15 +38,15 @@ class Store(Protocol):
 
 
 class ProcessWatch:
-    """Notices that another process of the run is gone, says so, and ends this one.
+    """Detects that another process of the run is lost, reports it, and ends this one.
 
     Args:
         index: of this process.
-        count: of all.
-        timeout_seconds: silence after which a process is gone.
-        progress: of this process; says what is lost.
-        store: that all processes share.
-        end: is called with the line to print.
+        count: number of processes.
+        timeout_seconds: time without heartbeat after which a process counts as lost.
+        progress: progress of this process, for the report of what is lost.
+        store: key-value store of all processes.
+        end: function that is called with the line to print.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class ProcessWatch:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Begins to beat and to listen, in threads that end with the process."""
+        """Starts sending and monitoring heartbeats, in daemon threads."""
         self._progress.live()
         for target in (self._beat, self._judge):
             threading.Thread(target=target, daemon=True, name="watch").start()
 
     def stop(self) -> None:
-        """Stops to beat and to listen, without a word to the others."""
+        """Stops sending and monitoring heartbeats, without telling the others."""
         self._stop.set()
 
     def leave(self, failed: bool) -> None:
@@ -91,7 +91,7 @@ class ProcessWatch:
             self._wait_for_others()
 
     def wait_for_verdict(self) -> None:
-        """Waits until another process is found to be gone, which ends this one."""
+        """Waits until another process is found to be lost, which ends this one."""
         self._stop.wait(1.5 * self.timeout_seconds + 5 * self._interval)
 
     def _beat(self) -> None:
@@ -104,7 +104,7 @@ class ProcessWatch:
                 self._store.key_value_set(key, f"{beat} {host}", True)
                 found = dict(self._store.key_value_dir_get(_KEYS))
             except (RuntimeError, ValueError):
-                found = None  # The other thread counts how long there is no answer.
+                found = None  # The other thread counts the rounds without an answer.
             if found is not None:
                 self._answered, self._stood_still = self._rounds, False
                 for i in self._heard:
@@ -127,12 +127,12 @@ class ProcessWatch:
                 return
 
     def _verdict(self) -> str | None:
-        """What has happened to another process, in words; None if all are well."""
+        """Describes what happened to another process; None if all are alive."""
         ends = {i: self._seen.get(f"{_KEYS}end/{i}", "") for i in self._heard}
         for i, how in ends.items():
             if how == _FAILED:
                 self._failed_at = self._failed_at or self._rounds
-                # What fails in all processes, each of them says itself.
+                # If all processes fail, each reports its own error.
                 if self._rounds - self._failed_at >= _GRACE_ROUNDS:
                     return f"{self._name([i])} failed: what it printed says why"
         told = next((how for how in ends.values() if how.startswith(_LOST)), "")
@@ -160,7 +160,7 @@ class ProcessWatch:
         )
 
     def _name(self, processes: Sequence[int]) -> str:
-        """Which processes these are: indices, and process and host if they said."""
+        """Describes processes: indices, and pid and host if known."""
         names = []
         for i in processes:
             said = self._seen.get(f"{_KEYS}beat/{i}", "").partition(" ")[2]
@@ -169,7 +169,7 @@ class ProcessWatch:
 
     def _tell(self, what: str) -> None:
         key = f"{_KEYS}end/{self._index}"
-        # In a thread: a store that does not answer keeps nobody.
+        # In a thread, so that an unresponsive store does not block.
         telling = threading.Thread(target=self._try_to_tell, args=(key, what))
         telling.daemon = True
         telling.start()
@@ -179,10 +179,10 @@ class ProcessWatch:
         try:
             self._store.key_value_set(key, what, True)
         except (RuntimeError, ValueError):
-            return  # They will see for themselves.
+            return  # The others will detect it by the missing heartbeats.
 
     def _wait_for_others(self) -> None:
-        """Process 0, which has the store, ends when the others have read it."""
+        """Process 0, which hosts the store, exits after the others have read it."""
         if self._index == 0:
             time.sleep((_GRACE_ROUNDS + 2) * self._interval)
 
@@ -194,7 +194,7 @@ class ProcessWatch:
 
 
 def _jax_store() -> Store:
-    # Not public, and used by Orbax too: there is no other way to this store.
+    # Not public API, but also used by Orbax; there is no other access to this store.
     from jax._src import distributed
 
     store = distributed.global_state.client

@@ -1,9 +1,9 @@
-"""A process beside one of several of a run, which says why that one was ended.
+"""A helper process that reports why a process of a multi-process run was ended.
 
-When process 0 is gone, JAX's coordination service ends the others from C++: no line of
-Python runs any more, and what they print is a stack trace. The witness reads what C++
-prints (stderr of the file descriptor, not Python's), passes it on but for such a trace,
-and says in one line what happened and what is lost.
+When process 0 is lost, JAX's coordination service ends the others from C++: no Python
+code runs any more, and they print a stack trace. The witness reads the output of C++
+(the file descriptor of stderr, not Python's), forwards it except for such a trace, and
+reports in one line what happened and what is lost.
 """
 
 import os
@@ -20,22 +20,24 @@ _OF_THE_SERVICE = re.compile(rb"coordination_service|preemption_sync_manager")
 _ENDED_BY_IT = b"JAX distributed service detected fatal errors"
 _LOOK_SECONDS = 0.2
 _HELD_SECONDS = 5.0
-"""How long a trace may take until the process has ended; then it is passed on."""
+"""Time within which a process must end after a trace; otherwise the trace is forwarded.
+"""
 
 
 def start_witness(
     progress: Progress, index: int, count: int, timeout_seconds: float
 ) -> int:
-    """Starts the witness of this process, and gives it what C++ prints.
+    """Starts the witness of this process and redirects the output of C++ to it.
 
     Args:
         progress: of this process.
         index: of this process.
         count: of all processes.
-        timeout_seconds: silence after which the others take this process for dead.
+        timeout_seconds: time without heartbeat after which the others consider this
+            process lost.
 
     Returns:
-        A file descriptor of the former stderr, for what Python prints.
+        A file descriptor of the original stderr, for the output of Python.
     """
     kept = os.dup(2)
     reading, writing = os.pipe()
@@ -54,13 +56,13 @@ def start_witness(
 
 
 class Witness:
-    """What is known of a process from the outside.
+    """Observes a process from outside.
 
     Args:
         progress: of the process.
         index: of the process.
         count: of all processes.
-        timeout_seconds: silence after which the others take it for dead.
+        timeout_seconds: time without heartbeat after which the others consider it lost.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Witness:
         self._held_since: float | None = None
 
     def read(self, printed: bytes) -> bytes:
-        """Takes whole lines that C++ printed; returns those to show now."""
+        """Processes whole lines of C++ output; returns those to show now."""
         late = time.monotonic() - (self._held_since or time.monotonic())
         if late > _HELD_SECONDS and _ENDED_BY_IT not in self._held:
             printed, self._held, self._held_since = self._held + printed, b"", None
@@ -86,7 +88,7 @@ class Witness:
         return printed
 
     def ended(self) -> bytes:
-        """What to show when the process has ended."""
+        """The output to show after the process has ended."""
         if self._progress.explained:
             return b""
         if _ENDED_BY_IT not in self._held:
@@ -109,7 +111,7 @@ class Witness:
 def main() -> None:
     """Reads stdin until the process that started this ends."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # They are for the run.
+        signal.signal(number, signal.SIG_IGN)  # Signals are handled by the run.
     process, descriptor, index, count = map(int, sys.argv[1:5])
     witness = Witness(Progress(descriptor), index, count, float(sys.argv[5]))
     rest = b""
@@ -118,7 +120,9 @@ def main() -> None:
         while select.select([0], [], [], 0.0 if ended else _LOOK_SECONDS)[0]:
             read = os.read(0, 2**16)
             if not read:
-                time.sleep(_LOOK_SECONDS)  # Closed by the process, which still runs.
+                time.sleep(
+                    _LOOK_SECONDS
+                )  # stdin was closed by the process, which is still running.
                 break
             *lines, rest = (rest + read).split(b"\n")
             _show(witness.read(b"".join(line + b"\n" for line in lines)))

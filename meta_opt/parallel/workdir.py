@@ -1,4 +1,4 @@
-"""One run at a time in a run's directory, or several that share it."""
+"""Locks that allow one run at a time in a directory, or several that share it."""
 
 import contextlib
 import errno
@@ -20,34 +20,35 @@ from meta_opt.text_files import parse_json
 _log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""File in a run's directory that is locked while a run uses it."""
+"""Lock file in a run's directory."""
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 _held: dict[Path, int] = {}
-"""Directories that this process holds, and the thread that does."""
+"""Directories that this process has locked, with the locking thread."""
 
 
 class WorkdirInUseError(ValueError):
-    """Another run uses the directory; names its process and host."""
+    """Another run uses the directory; the message has its process and host."""
 
 
 @contextlib.contextmanager
 def hold_workdir(
     workdir: str | os.PathLike | None, shared: bool = False
 ) -> Iterator[None]:
-    """Holds a run's directory for a ``with`` block; all processes must call this.
+    """Locks a run's directory for a ``with`` block; all processes must call this.
 
-    Two runs in one directory would overwrite each other's checkpoints and logs. The
-    lock is the operating system's and ends with the process, however that ends. What a
-    thread holds already it holds again. Of several processes the first one holds it.
+    Two runs in the same directory would overwrite each other's checkpoints and logs.
+    The lock is one of the operating system and is released when the process ends, even
+    if it is killed. It is reentrant within a thread. In multi-process runs process 0
+    holds it.
 
     Args:
-        workdir: created if needed; None holds nothing.
-        shared: whether other runs that say so too may have it at the same time.
+        workdir: directory, created if needed; None locks nothing.
+        shared: whether other runs with ``shared`` may use it at the same time.
 
     Raises:
-        WorkdirInUseError: another process, or thread, has it.
+        WorkdirInUseError: another process or thread has locked it.
         OSError: the directory cannot be written to.
 
     Example:
@@ -85,14 +86,14 @@ def hold_workdir(
 
 @contextlib.contextmanager
 def lock_folder(place: Path, shared: bool = False) -> Iterator[None]:
-    """As `hold_workdir`, of one process without JAX.
+    """As `hold_workdir`, for a single process without JAX.
 
     Args:
-        place: created if needed.
-        shared: whether other processes that say so too may have it at the same time.
+        place: directory, created if needed.
+        shared: whether other processes with ``shared`` may use it at the same time.
 
     Raises:
-        WorkdirInUseError: another process has it.
+        WorkdirInUseError: another process has locked it.
         OSError: the directory cannot be written to.
     """
     place.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def lock_folder(place: Path, shared: bool = False) -> Iterator[None]:
             owner["shared"] = True
         file.write(json.dumps(owner) + "\n")
         file.flush()
-        # The file stays: one that is removed could be held by two.
+        # The file is kept, since a removed file could be locked by two processes.
         yield
 
 
@@ -128,7 +129,7 @@ def _owner(text: str) -> str:
         owner = f"process {found['pid']} on {found['host']} since {found['started']}"
         return f"{owner}, which shares it (--shared)" if found.get("shared") else owner
     except (ValueError, KeyError, TypeError):
-        # It is just about to write who it is.
+        # The owner has not written its identity yet.
         return "another process"
 
 

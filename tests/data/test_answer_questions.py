@@ -1,4 +1,4 @@
-"""Questions about named pictures: what is asked, the files, and bad input."""
+"""Questions about named images: what is asked, the files, and bad input."""
 
 import collections
 import dataclasses
@@ -129,7 +129,7 @@ def test_files(tmp_path):
     with Image.open(out / "images/food/3.png") as image:
         assert image.size == (16, 16)
         assert image.getpixel((8, 8)) == (30, 30, 30)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         write_dataset(out, PICTURES, CONFIG)
 
 

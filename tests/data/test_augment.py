@@ -1,4 +1,4 @@
-"""Random views of pictures."""
+"""Random views of images."""
 
 import numpy as np
 import pytest

@@ -35,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def noise(seed, height=24, width=32):
-    """A picture unlike all others: 6 x 8 squares of random colours."""
+    """An image unlike all others: 6 x 8 squares of random colours."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return np.kron(blocks, np.ones((height // 6, width // 8, 1), np.uint8))
 
@@ -47,7 +47,7 @@ def save(file, pixels):
 
 @pytest.fixture
 def products(tmp_path):
-    """Three classes of 14 pictures."""
+    """Three classes of 14 images."""
     for i, name in enumerate(CLASSES):
         for j in range(14):
             save(tmp_path / "products" / name / f"{j:02}.png", noise(100 * i + j))
@@ -199,7 +199,7 @@ def test_files_that_anyone_and_the_reader_of_samples_can_read(products, tmp_path
                     assert (image.size, image.mode) == ((width, width * 3 // 4), "RGB")
         rows = ImageTextRows(folder / "test.jsonl")
         assert rows.class_names == tuple(sorted(CLASSES)) and len(rows) == 6
-    # At both widths a name stands for one picture, in one split.
+    # At both widths a name stands for one image, in one split.
     test = [lines(out / str(width) / "test.jsonl") for width in SMALL.widths]
     assert test[0] == test[1]
     again = tmp_path / "again"
@@ -221,7 +221,7 @@ def test_nothing_is_written_in_part(products, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["products"]
     out.mkdir()
     write_dataset(out, classes, SMALL)  # An empty folder will do.
-    with pytest.raises(ValueError, match="few is there already"):
+    with pytest.raises(ValueError, match="few already exists"):
         write_dataset(out, classes, SMALL)
 
 
@@ -312,7 +312,7 @@ def empty(folder, name="a.png"):
             lambda p: write_text(
                 p / "a.csv", "image,category\nhttps://x.org/a.png,b\n"
             ),
-            "https://x.org/a.png is an address; nothing is downloaded",
+            "https://x.org/a.png is a URL; nothing is downloaded",
         ),
         (
             lambda p: write_text(p / "a.csv", "image,category\n"),

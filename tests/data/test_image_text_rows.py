@@ -1,4 +1,4 @@
-"""A user's own pictures and captions: rows, what is broken and how much may be."""
+"""A user's own images and captions: rows, what is broken and how much may be."""
 
 import io
 import json
@@ -89,7 +89,7 @@ def test_pictures_are_turned_as_the_camera_was_held(tmp_path, form, mode):
     image = Image.new("RGB", (8, 8), "white")
     image.paste("black", (0, 0, 8, 4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # The top of the scene is at the right of the stored picture.
+    exif[0x0112] = 6  # The top of the scene is at the right of the stored image.
     image.convert(mode).save(tmp_path / "a.bin", form, exif=exif)
     (tmp_path / "a.jsonl").write_text('{"image": "a.bin", "text": "a"}')
     found = pictures(tmp_path / "a.jsonl")[0]["image"]

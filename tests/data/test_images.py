@@ -1,4 +1,4 @@
-"""Every kind of pixel a picture file may have, decoded to the right 8-bit colours."""
+"""Every kind of pixel an image file may have, decoded to the right 8-bit colours."""
 
 import io
 import struct
@@ -148,7 +148,7 @@ def test_frames_of_one_file_are_pictures_of_their_own():
 
 def test_16_bits_are_turned_as_the_camera_was_held():
     exif = Image.Exif()
-    exif[0x0112] = 6  # The top of the scene is at the right of the stored picture.
+    exif[0x0112] = 6  # The top of the scene is at the right of the stored image.
     found = np.asarray(decode(encoded(GREY16, "PNG", exif=exif)))[..., 0]
     np.testing.assert_array_equal(found, np.rot90(GREY8, -1))
 

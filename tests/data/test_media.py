@@ -208,7 +208,7 @@ def tuxpaint_root(tmp_path_factory):
 def test_tuxpaint_records(tuxpaint_root):
     parts = rows_of("tuxpaint", tuxpaint_root)
     rows = {row["key"]: row for part in parts.values() for row in part}
-    # No symbols, and no stamp without a picture.
+    # No symbols, and no stamp without an image.
     assert sorted({row["category"] for row in rows.values()}) == ["animals", "tools"]
     assert len(rows) == 25
     for split, part in parts.items():
@@ -333,7 +333,7 @@ def test_animated_emoji_arrays(animated_root):
             expected = [8 * k for k in range(8)]
             assert arrays["video"][i, :, 3, 3, 0].tolist() == expected
             found[codepoint] = arrays["name"][i], arrays["sentiment"][i]
-    # The picture that does not move, skin tones and what has no file are left out.
+    # The image that does not move, skin tones and what has no file are left out.
     assert len(found) == 24 and "1f407" not in found and "1f44d" not in found
     name, sentiment = found["1f600"]
     assert name == "grin" and abs(sentiment - 5 / 9) < 1e-6

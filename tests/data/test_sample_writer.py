@@ -53,7 +53,7 @@ def test_what_is_written_is_read(tmp_path, kind):
 
 
 def test_pairs_ask_for_nothing(tmp_path):
-    """A picture and its caption are to be found by each other."""
+    """An image and its caption are to be found by each other."""
     pictures = np.zeros((3, SIDE, SIDE, 3), np.uint8)
     pictures += np.arange(3, dtype=np.uint8)[:, None, None, None]
     texts = ["one", "two", "three"]

@@ -59,7 +59,7 @@ class ClipartFolder:
 
 
 def picture(seed):
-    """A transparent picture with a patch of its own colour."""
+    """A transparent image with a patch of its own colour."""
     colour = tuple(np.random.default_rng(seed).integers(0, 255, 3).tolist())
     image = Image.new("RGBA", (40, 20))
     image.paste((*colour, 255), (0, 0, 20, 20))

@@ -65,7 +65,7 @@ def test_features_may_stand_for_pictures():
     features = model.vision.features(jnp.asarray(data["image"]))
     found = logits(model, {**data, "image": features})
     np.testing.assert_allclose(found, logits(model, data), atol=1e-4)
-    # Another picture, another answer.
+    # Another image, another answer.
     other = logits(model, {**data, "image": features[::-1]})
     assert np.abs(other - found).max() > 1e-2
 

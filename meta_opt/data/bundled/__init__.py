@@ -1,6 +1,6 @@
-"""What ships with the package, and the commands that made it."""
+"""Data files that ship with the package, and the commands that make them."""
 
 from pathlib import Path
 
 BUNDLED = Path(__file__).parent
-"""The folder of the files."""
+"""The folder of the data files."""

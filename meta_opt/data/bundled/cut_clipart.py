@@ -31,12 +31,12 @@ from meta_opt.types import write_atomic
 CLASS_LIMIT = 250
 MIN_CLASS_ITEMS = 25
 NEAR_COPY = 4.0
-"""Mean absolute difference of pixel values below which two pictures are one."""
+"""Mean absolute difference of pixel values below which images are duplicates."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A picture of the shard."""
+    """An image of the shard and its metadata."""
 
     split: str
     described: Described
@@ -44,7 +44,7 @@ class Item:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Cuts the shard."""
+    """Writes the shard."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data_dir", type=Path, default=None, help="prepared datasets")
     parser.add_argument("--out", type=Path, default=BUNDLED, help="folder to write to")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_items(root: Path) -> list[Item]:
-    """Reads the selected pictures of the prepared dataset, in the order of paths."""
+    """Reads the selected images of the prepared dataset, in the order of paths."""
     described, splits, encoded = [], [], []
     for split in SPLITS:
         for row in read_records("openclipart", split, root):
@@ -74,15 +74,16 @@ def read_items(root: Path) -> list[Item]:
 
 
 def without_copies(items: Sequence[Item]) -> list[Item]:
-    """Returns the items without those that look like an item of an earlier split.
+    """Removes items that are near duplicates of an item of an earlier split.
 
-    Validation is compared with train, and test with both; equal pictures within a
-    split go too.
+    Validation is compared with train, and test with both; duplicates within a split are
+    removed, too.
     """
     kept: list[Item] = []
     for split in SPLITS:
         others = np.asarray([item.pixels for item in kept], np.int16)
-        # The difference of block means is at most that of the pixels: a cheap sieve.
+        # The difference of block means is a lower bound of that of the pixels: a cheap
+        # filter.
         coarse = np.asarray([_block_means(item.pixels) for item in kept])
         seen: set[bytes] = set()
         for item in items:
@@ -118,7 +119,7 @@ def check_classes(items: Sequence[Item]) -> None:
 
 
 def write_shard(items: Sequence[Item], out: Path) -> str:
-    """Writes the zip file, its JSON and the data card; returns a line about them."""
+    """Writes the zip file, its JSON and the data card; returns a one-line summary."""
     buffer = io.BytesIO()
     lines = []
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
@@ -170,7 +171,7 @@ def _webp(pixels: np.ndarray) -> bytes:
 def _add(
     archive: zipfile.ZipFile, name: str, data: bytes, compression: int = 0
 ) -> None:
-    # A fixed time, so that the same pictures give the same file.
+    # A fixed timestamp, so that the same images give the same file.
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.compress_type = compression
     info.external_attr = 0o644 << 16

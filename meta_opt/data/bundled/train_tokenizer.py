@@ -1,4 +1,4 @@
-"""Trains the caption vocabulary that ships with the package: see ``--help``.
+"""Trains the bundled caption vocabulary: see ``--help``.
 
 ``make data`` and then ``python -m meta_opt.data.bundled.train_tokenizer``.
 """
@@ -20,7 +20,7 @@ def training_texts(root: Path) -> Iterator[str]:
         yield from texts
     seen = set()
     for row in read_records("emoji", "train", root):
-        # An emoji has a row for each artist.
+        # Skip duplicates: an emoji has a row for each artist.
         if row["codepoint"] not in seen:
             seen.add(row["codepoint"])
             yield from (row["name"], row["unicode_name"], *row["tags"])
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=BUNDLED / "tokenizer.json")
     parser.add_argument("--vocab_size", type=int, default=2048)
     arguments = parser.parse_args(argv)
-    # Sorted, since the order of TFDS records is not part of the recipe.
+    # Sorted, so that the result does not depend on the order of TFDS records.
     texts = sorted(training_texts(arguments.data_dir or data_dir()))
     tokenizer = train(texts, arguments.vocab_size)
     with write_atomic(arguments.out) as path:

@@ -1,1 +1,1 @@
-"""What is downloaded: packages, the datasets built of them, pretrained encoders."""
+"""Downloads: packages, the datasets built from them, and pretrained encoders."""

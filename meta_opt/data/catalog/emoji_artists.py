@@ -14,21 +14,21 @@ CATEGORIES = (
     "Symbols",
     "Travel & Places",
 )
-"""Unicode's groups, without the one of skin-tone components."""
+"""Unicode's emoji groups, without the components of skin tones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Artist:
-    """One set of drawings.
+    """A set of emoji drawings.
 
     Attributes:
-        name: what the dataset calls the artist.
+        name: name of the artist in the dataset.
         package: the npm package.
-        version: its version, pinned.
+        version: its pinned version.
         integrity: npm's hash of that version's archive, ``sha512-`` and base64.
-        images: the folder of drawings in the archive.
-        suffix: their file ending; ``.svg`` is rendered, the others are decoded.
-        metadata: files of the archive with names and tags; may be empty.
+        images: folder of the drawings in the archive.
+        suffix: file extension of the drawings; ``.svg`` files are rendered.
+        metadata: files of the archive with names and tags, if any.
         licence: SPDX identifier of the drawings' licence.
     """
 
@@ -43,7 +43,7 @@ class Artist:
 
     @property
     def archive(self) -> str:
-        """The file name that ``npm pack`` gives the archive."""
+        """File name of the archive from ``npm pack``."""
         return f"{self.folder}.tgz"
 
     @property

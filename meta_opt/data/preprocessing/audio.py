@@ -1,14 +1,14 @@
-"""Speech as arrays: silence cut off, log-mel spectrograms of one fixed size."""
+"""Speech features: silence trimming and log-mel spectrograms of fixed size."""
 
 import functools
 
 import numpy as np
 
 RATE = 8000
-"""Samples a second of the speech that the datasets of this package hold."""
+"""Sampling rate in Hz of the speech datasets of this package."""
 
 SECONDS = 1.5
-"""Length that their clips are cut to."""
+"""Largest duration of their clips."""
 
 _BLOCK_SECONDS = 0.01
 _FLOOR_DECIBELS = 60.0
@@ -17,7 +17,7 @@ _FLOOR_DECIBELS = 60.0
 def trim_silence(
     pcm: np.ndarray, rate: int = RATE, threshold_decibels: float = 30.0
 ) -> np.ndarray:
-    """Cuts the quiet beginning and end off a clip; what lies between is kept.
+    """Trims silence at the beginning and end of a clip.
 
     A block of 10 ms is quiet if its RMS, about the clip's mean, is more than
     ``threshold_decibels`` below that of the loudest block. A block on either side of
@@ -29,7 +29,7 @@ def trim_silence(
         threshold_decibels: how far below the loudest block silence begins.
 
     Returns:
-        A part of ``pcm``, [T'] with T' <= T; all of it if every sample is the same.
+        A slice of ``pcm``, [T'] with T' <= T; all of it if the signal is constant.
 
     Raises:
         ValueError: if ``pcm`` is not of rank 1.
@@ -58,9 +58,9 @@ def log_mel(
     """Computes a standardised log-mel spectrogram of a fixed size.
 
     Time is not stretched: the frames lie ``seconds / frames`` apart, the first half of
-    that after the start; what is longer is cut and what is shorter is followed by
-    silence. A frame is the power spectrum under a Hann window of at least 50 ms,
-    summed over triangles that are evenly spaced in mel,
+    that after the start; longer clips are truncated and shorter ones padded with
+    silence. A frame is the power spectrum under a Hann window of at least 50 ms, summed
+    over triangles that are evenly spaced in mel,
 
         mel(f) = 2595 log10(1 + f / 700),
 
@@ -79,8 +79,8 @@ def log_mel(
         float32 [frames, mels].
 
     Raises:
-        ValueError: if ``pcm`` is not of rank 1, or there are more bands than the
-            window can tell apart.
+        ValueError: if ``pcm`` is not of rank 1, or there are more bands than the window
+            can resolve.
     """
     _check_mono(pcm)
     hop = seconds * rate / frames
@@ -115,7 +115,7 @@ def mel_filters(rate: int, window: int, mels: int) -> np.ndarray:
         mels: number of filters.
 
     Returns:
-        Read-only float64 [mels, window // 2 + 1], one row a filter.
+        Read-only float64 [mels, window // 2 + 1], one row per filter.
 
     Raises:
         ValueError: if a filter is so narrow that it has no frequency of the transform.

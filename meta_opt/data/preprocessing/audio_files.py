@@ -1,4 +1,4 @@
-"""Reads sound files (Ogg, WAV, FLAC) as short mono clips of one sampling rate."""
+"""Reads audio files (Ogg, WAV, FLAC) as short mono clips of one sampling rate."""
 
 import io
 import math
@@ -9,11 +9,10 @@ import numpy as np
 from meta_opt.data.preprocessing.audio import RATE, SECONDS, trim_silence
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
-"""Samples a second that a file may have."""
+"""Supported range of sampling rates in Hz."""
 MAX_SAMPLES = 30_000_000
-"""Longer sounds are refused, in the file or resampled: 10 minutes at 48,000 a second.
-
-A gigabyte is needed for so many.
+"""Largest number of samples, before and after resampling: 10 minutes at 48 kHz, which
+takes a gigabyte of memory.
 """
 _BLOCK = 1 << 16
 
@@ -21,12 +20,12 @@ _BLOCK = 1 << 16
 def read_clip(
     file: Path | bytes, rate: int = RATE, seconds: float = SECONDS
 ) -> np.ndarray:
-    """Reads a sound file: channels averaged, resampled, silence cut off, then cut.
+    """Reads an audio file as mono, resampled, with silence trimmed, then truncated.
 
     Args:
-        file: the path, or the bytes, of a file of a kind that libsndfile reads.
+        file: path or contents of a file in a format that libsndfile supports.
         rate: samples per second of the result.
-        seconds: the most that is kept, from the first sound on.
+        seconds: largest duration that is kept, after the leading silence.
 
     Returns:
         int16 [T], with T at most ``rate * seconds``.
@@ -54,8 +53,7 @@ def read_clip(
                     f"{name} has {found:,} samples per second; {MIN_RATE:,} to "
                     f"{MAX_RATE:,} can be read"
                 )
-            # Into memory by blocks: what the header says of the length is not known to
-            # be true.
+            # Read in blocks, since the length in the header may be wrong.
             blocks, length = [], 0
             for block in sound.blocks(_BLOCK, dtype="float64", always_2d=True):
                 blocks.append(block.mean(axis=1))
@@ -77,5 +75,5 @@ def read_clip(
         common = math.gcd(found, rate)
         mono = resample_poly(mono, rate // common, found // common)
     clip = trim_silence(mono, rate)[: round(rate * seconds)]
-    # A louder sample than the format has would wrap around.
+    # Clip, since samples beyond the integer range would wrap around.
     return np.clip(np.round(clip * 32768), -32768, 32767).astype(np.int16)

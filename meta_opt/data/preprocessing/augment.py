@@ -1,8 +1,8 @@
-"""Random changes of a picture that leave its class as it is.
+"""Random image augmentation that preserves the class.
 
 Names and ranges are torchvision's: flip, rotation, colour jitter, random resized crop
-and RandAugment (Cubuk et al. 2019, arXiv:1909.13719). What comes in from outside of the
-picture is white.
+and RandAugment (Cubuk et al. 2019, arXiv:1909.13719). Pixels from outside of the image
+are white.
 """
 
 import dataclasses
@@ -14,27 +14,27 @@ from PIL import Image, ImageEnhance, ImageOps
 
 _WHITE = (255, 255, 255)
 _LEVELS = 30
-"""The largest magnitude of RandAugment."""
+"""Largest magnitude of RandAugment."""
 _HUES = 256
 """In Pillow's HSV."""
 _RATIO = (3 / 4, 4 / 3)
-"""Of width to height of a random crop, relative to the picture's."""
+"""Range of a random crop's aspect ratio (width to height), relative to the image's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What is drawn for each picture; the defaults change nothing.
+    """Strength of each augmentation; the defaults change nothing.
 
     Attributes:
-        flip: mirror left to right with probability 1/2.
-        rotate_degrees: rotate by up to so much either way.
-        jitter: factors of brightness, contrast and saturation are drawn from
-            1 - ``jitter`` to 1 + ``jitter``.
-        hue: turn the hue by up to this share of the colour circle either way.
-        crop_scale: smallest share of the picture's area that a random crop, resized to
-            the whole, has; 1: no crop.
-        random_ops: how many operations RandAugment applies.
-        magnitude: of these operations, 0 to 30.
+        flip: whether to flip horizontally with probability 1/2.
+        rotate_degrees: largest rotation in either direction.
+        jitter: range of the factors of brightness, contrast and saturation, sampled
+            between 1 - ``jitter`` and 1 + ``jitter``.
+        hue: largest hue shift in either direction, as a share of the colour circle.
+        crop_scale: smallest area of a random resized crop, as a share of the image's; 1
+            disables cropping.
+        random_ops: number of operations of RandAugment.
+        magnitude: magnitude of these operations, 0 to 30.
     """
 
     flip: bool = False
@@ -46,7 +46,7 @@ class AugmentConfig:
     magnitude: int = 9
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Raises ValueError for values out of range."""
         for name, least, most in (
             ("rotate_degrees", 0, 180),
             ("jitter", 0, 1),
@@ -67,12 +67,12 @@ class AugmentConfig:
 def augment(
     image: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """A random view of a picture.
+    """Returns a random view of an image.
 
     Args:
         image: uint8 [h, w, 3].
-        config: what may change.
-        rng: drawn from.
+        config: strength of the augmentations.
+        rng: random number generator.
 
     Returns:
         uint8 [h, w, 3].
@@ -110,7 +110,7 @@ def _cropped(
     width, height = picture.size
     area = rng.uniform(scale, 1)
     ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
-    # A side that would be longer than the picture's is as long as it.
+    # Sides are limited to those of the image.
     w = min(width, max(1, round(width * math.sqrt(area * ratio))))
     h = min(height, max(1, round(height * math.sqrt(area / ratio))))
     left = int(rng.integers(width - w + 1))
@@ -131,7 +131,7 @@ def _turned(picture: Image.Image, share: float) -> Image.Image:
 
 
 def _moved(picture: Image.Image, *matrix: float) -> Image.Image:
-    """Through the affine map from a place in the result to one in the picture."""
+    """Applies an affine map from coordinates in the result to those in the image."""
     return picture.transform(
         picture.size,
         Image.Transform.AFFINE,
@@ -144,7 +144,7 @@ def _moved(picture: Image.Image, *matrix: float) -> Image.Image:
 _SHIFT = 150 / 331
 """Largest translation of RandAugment, as a share of the side."""
 Operation = Callable[[Image.Image, float, int], Image.Image]
-"""From a picture, a strength in [0, 1] and a sign to a picture."""
+"""Operations: functions of an image, a strength in [0, 1] and a sign."""
 _OPERATIONS: tuple[Operation, ...] = (
     lambda x, s, sign: x,
     lambda x, s, sign: _moved(x, 1, 0.3 * s * sign, 0, 0, 1, 0),

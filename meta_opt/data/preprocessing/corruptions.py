@@ -1,4 +1,4 @@
-"""Corruptions of pictures at five severities, for stress tests of a classifier.
+"""Image corruptions at five severities, for robustness tests of classifiers.
 
 Eight are those of ImageNet-C (Hendrycks and Dietterich 2019, arXiv:1903.12261) with its
 constants, to which values are rounded instead of cut off: Gaussian and shot noise,
@@ -6,14 +6,14 @@ Gaussian, motion and defocus blur, JPEG, brightness and contrast. Motion blur is
 the package ``imagecorruptions``, which replaced ImageMagick's. Occlusion, rotation and
 grey, which ImageNet-C does not have, are defined here.
 
-ImageNet-C is of pictures of 224 pixels. Lengths in pixels (widths of blur) are scaled
-by the shorter side over 224, so that a severity removes the same detail of the scene at
-100, 200 and 400 pixels. What is of a pixel or of a block of 8 x 8 stays: noise, JPEG.
-Those disturb a small picture more than a large one, as they do in a camera or a file;
-to compare sizes under equal noise, corrupt at one size and shrink afterwards.
+ImageNet-C has images of 224 pixels. Lengths in pixels (widths of blur) are scaled by
+the shorter side over 224, so that a severity removes the same detail of the scene at
+100, 200 and 400 pixels. Corruptions of single pixels (noise) or of 8 x 8 blocks (JPEG)
+are not scaled: they affect small images more than large ones, as in a camera or a file.
+To compare sizes under equal noise, corrupt at one size and resize afterwards.
 
-Random numbers depend on the corruption, its severity and the example's key only:
-examples can be corrupted in any order, alone, and by several processes.
+Random numbers depend only on the corruption, its severity and the example's key, so
+that examples can be corrupted in any order and by several processes.
 """
 
 import hashlib
@@ -29,33 +29,33 @@ from meta_opt.types import check_name
 
 SEVERITIES = (1, 2, 3, 4, 5)
 REFERENCE_PIXELS = 224
-"""Side of the pictures that ImageNet-C's lengths are of."""
+"""Side in pixels of ImageNet-C's images, to which its lengths refer."""
 
 _WHITE, _GREY = 255, 127
 
 Apply = Callable[[np.ndarray, Any, float, np.random.Generator], np.ndarray]
-"""From a picture, float64 [H, W, 3] in [0, 1], the severity's constant, the scale of
-lengths and random numbers to the corrupted one, which is clipped afterwards."""
+"""A function of an image, float64 [H, W, 3] in [0, 1], the severity's constant, the
+scale of lengths and a random generator; its result is clipped afterwards."""
 
 
 def corrupt(
     image: np.ndarray, name: str, severity: int, key: str, seed: int = 0
 ) -> np.ndarray:
-    """Corrupts a picture, the same way whenever it is asked for.
+    """Corrupts an image, deterministically.
 
     Args:
         image: uint8 [H, W, 3].
         name: one of `CORRUPTIONS`.
-        severity: 1 (mild) to 5; 0 leaves the picture as it is.
-        key: of the example, of no two the same.
+        severity: 1 (mild) to 5; 0 leaves the image unchanged.
+        key: unique key of the example.
         seed: for other random numbers.
 
     Returns:
         uint8 [H, W, 3], a new array.
 
     Raises:
-        ValueError: an unknown name, a severity that is none, or an array of another
-            type or shape.
+        ValueError: an unknown name, an invalid severity, or an array of another type or
+            shape.
 
     Example:
         >>> black = np.zeros((10, 10, 3), np.uint8)
@@ -73,10 +73,10 @@ def corrupt(
 
 
 def generator(name: str, severity: int, key: str, seed: int = 0) -> np.random.Generator:
-    """The random numbers with which an example is corrupted.
+    """The random number generator for the corruption of an example.
 
     Args:
-        name: of the corruption.
+        name: name of the corruption.
         severity: 1 to 5.
         key: of the example.
         seed: for other random numbers.
@@ -111,7 +111,7 @@ def _gaussian_noise(
 def _shot_noise(
     x: np.ndarray, photons: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Poisson counts of a sensor that white gives ``photons``."""
+    """Poisson noise of a sensor that counts ``photons`` photons for white."""
     return rng.poisson(x * photons) / photons
 
 
@@ -129,7 +129,7 @@ def _motion_blur(
     scale: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Adds pixels along one direction, with the weights of half a Gaussian."""
+    """Averages along one direction with the weights of half a Gaussian."""
     radius, sigma = max(1, round(constants[0] * scale)), constants[1] * scale
     angle = np.deg2rad(rng.uniform(-45, 45))
     taps = np.arange(2 * radius + 1)
@@ -151,11 +151,11 @@ def _defocus_blur(
     scale: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Averages over a disk whose rim is smoothed.
+    """Averages over a disk with a smoothed edge.
 
     As in ImageNet-C the smoothing has three taps in disks of a radius to 8 (at 224
     pixels) and five in larger ones, and from 8 on reflects the disk at its own edge.
-    That brightens by 1% there, and not here: the kernel sums to one.
+    That brightens images by 1% there; here the kernel is normalised.
     """
     from scipy.ndimage import correlate1d
 
@@ -190,10 +190,10 @@ def _jpeg_compression(
 def _brightness(
     x: np.ndarray, added: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Adds to the value of HSV; hue and saturation stay."""
+    """Adds to the value in HSV; hue and saturation are unchanged."""
     value = x.max(axis=2, keepdims=True)
     brighter = np.minimum(value + added, 1)
-    # Black has no hue: it becomes grey.
+    # Black has no hue, so it becomes grey.
     return np.where(value > 0, x * (brighter / np.where(value > 0, value, 1)), brighter)
 
 
@@ -207,9 +207,9 @@ def _contrast(
 def _occlusion(
     x: np.ndarray, share: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Covers a share of the area with a grey rectangle of the picture's aspect.
+    """Covers a share of the area with a grey rectangle of the image's aspect ratio.
 
-    As Cutout (DeVries and Taylor 2017, arXiv:1708.04552), but all of it inside.
+    As Cutout (DeVries and Taylor 2017, arXiv:1708.04552), but entirely inside.
     """
     height, width = (max(1, round(n * share**0.5)) for n in x.shape[:2])
     top = rng.integers(x.shape[0] - height + 1)
@@ -222,7 +222,7 @@ def _occlusion(
 def _rotation(
     x: np.ndarray, degrees: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Turns about the middle, one way or the other; corners become white."""
+    """Rotates about the centre in a random direction; corners become white."""
     turned = _to_picture(x).rotate(
         degrees * rng.choice([-1, 1]),
         Image.Resampling.BICUBIC,
@@ -234,7 +234,7 @@ def _rotation(
 def _grey(
     x: np.ndarray, share: float, scale: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mixes with the luma of ITU-R 601."""
+    """Blends with the luma of ITU-R 601."""
     luma = x @ np.asarray([0.299, 0.587, 0.114])
     return x + share * (luma[..., None] - x)
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, as CLIP and SigLIP read their captions."""
+"""The tokenizer of a Hugging Face folder, as CLIP and SigLIP use it for captions."""
 
 import os
 import re
@@ -20,25 +20,26 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class FolderTokenizer:
-    """Texts to rows of token ids by a folder's ``tokenizer.json``.
+    """Encodes texts as rows of token ids with a folder's ``tokenizer.json``.
 
-    The special tokens are those that the file adds; they stay where a long text is cut.
-    What of the reference is code and not in that file, ``tokenizer_config.json`` says:
-    lower-casing, and for SigLIP that ASCII punctuation is dropped and white space
-    joined.
+    The special tokens are those that the file adds; truncated texts keep them.
+    Preprocessing that Transformers implements in code follows
+    ``tokenizer_config.json``: lower-casing, and for SigLIP removal of ASCII punctuation
+    and of repeated white space.
 
     Args:
-        folder: with ``tokenizer.json`` and, if there is one, ``tokenizer_config.json``.
-        pad_id: of the padding where ``tokenizer_config.json`` names no token.
+        folder: the folder with ``tokenizer.json`` and optionally
+            ``tokenizer_config.json``.
+        pad_id: id of the padding token if ``tokenizer_config.json`` names none.
 
     Attributes:
         vocab_size: one more than the largest id.
-        pad_id: of the padding.
-        special_ids: ids that the tokenizer puts around a text, in their order.
-        mask_id: of the token that stands for a masked one; None if there is none.
+        pad_id: id of the padding token.
+        special_ids: ids of the special tokens around a text, in their order.
+        mask_id: id of the mask token; None if there is none.
 
     Raises:
-        ValueError: a folder without ``tokenizer.json``, or files that are damaged.
+        ValueError: a folder without ``tokenizer.json``, or damaged files.
 
     Example:
         rows = FolderTokenizer("siglip-so400m-patch14-384", 1).encode(["a cat"], 64)
@@ -49,7 +50,8 @@ class FolderTokenizer:
         if not (folder / _TOKENIZER).is_file():
             raise ValueError(_absent(folder))
         self._tokenizer = read_tokenizer(folder / _TOKENIZER)
-        # Done here, so that one tokenizer serves threads and lengths.
+        # Padding and truncation are done here, so that one tokenizer can be shared by
+        # threads and lengths.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         about = folder / _SETTINGS
@@ -81,13 +83,14 @@ class FolderTokenizer:
 
         Args:
             texts: B texts.
-            length: S, the tokens of a row, the special ones counted.
+            length: S, number of tokens of a row, including special tokens.
 
         Returns:
             int32 [B, S], padded with ``pad_id``.
 
         Raises:
-            ValueError: if ``length`` has no room for a token beside the special ones.
+            ValueError: if ``length`` leaves no room for a token beside the special
+                ones.
             TypeError: if ``texts`` is one string.
         """
         check_texts(texts, length, least=len(self.special_ids) + 1)
@@ -101,13 +104,13 @@ class FolderTokenizer:
         return rows
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, without the special tokens around them."""
+        """Token ids of texts, without special tokens."""
         cleaned = [self._clean(text) for text in texts]
         found = self._tokenizer.encode_batch(cleaned, add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
-        """The texts of rows of ids [B, S], special tokens left out."""
+        """Decodes rows of ids [B, S], without special tokens."""
         rows = ids if isinstance(ids, list) else np.atleast_2d(ids).tolist()
         texts = [text.strip() for text in self._tokenizer.decode_batch(rows)]
         return [joined(text) for text in texts] if self._wordpiece else texts
@@ -121,10 +124,10 @@ class FolderTokenizer:
 
 
 def _absent(folder: Path) -> str:
-    """How to come by the file, of what Transformers can convert."""
+    """Error message with the command that makes the file with Transformers."""
     code = ""
     if (folder / "spiece.model").is_file():
-        # SigLIP's own class has no fast form; T5's reads the same vocabulary.
+        # SigLIP has no fast tokenizer; T5's reads the same vocabulary.
         code = (
             "from transformers import T5TokenizerFast as T; "
             f"T.from_pretrained({str(folder)!r}, extra_ids=0)"

@@ -1,4 +1,4 @@
-"""How a picture of any size becomes the square that a model takes."""
+"""Resizing of images to the square input of a model."""
 
 import dataclasses
 import os
@@ -15,16 +15,16 @@ FITS = ("pad", "stretch", "crop")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFit:
-    """Scales pictures, on the host and with antialiasing, to one square.
+    """Resizes images to a square, on the host and with antialiasing.
 
     Attributes:
         size: side in pixels.
-        how: ``pad`` fits the whole picture in, on white; ``stretch`` gives up its
-            aspect, as SigLIP does; ``crop`` fits the shorter side and takes the middle,
-            as CLIP does.
+        how: ``pad`` pads to a square with white; ``stretch`` ignores the aspect ratio,
+            as SigLIP does; ``crop`` resizes the shorter side and takes the centre, as
+            CLIP does.
         resample: one of Pillow's filters: ``lanczos``, ``bicubic``, ``bilinear``, ...
-        resized: side in pixels that is stretched or cropped to before the middle of
-            ``size`` is taken; where it is smaller, black is put around. 0 for ``size``.
+        resized: side in pixels to resize to before the centre crop of ``size``; a
+            smaller side is padded with black. 0 for ``size``.
 
     Example:
         >>> ImageFit(8, "crop")(Image.new("RGB", (20, 10))).shape
@@ -53,7 +53,7 @@ class ImageFit:
             )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """From a Pillow image of mode RGB to uint8 [size, size, 3]."""
+        """Resizes a Pillow image of mode RGB to uint8 [size, size, 3]."""
         size, resample = self.size, Image.Resampling[self.resample.upper()]
         if self.how == "pad":
             return fit_square(image, size, resample)
@@ -61,7 +61,7 @@ class ImageFit:
         width = height = side
         if self.how == "crop":
             shorter = min(image.size)
-            # Rounded down, in the scale and in the margin, as Transformers does.
+            # Scale and margin are rounded down, as in Transformers.
             width, height = (side * n // shorter for n in image.size)
         if image.size != (width, height):
             image = image.resize((width, height), resample)
@@ -72,16 +72,17 @@ class ImageFit:
 def read_image_fit(
     folder: str | os.PathLike, size: int, how: str, *, adapt: bool = False
 ) -> ImageFit:
-    """The fit that the image processor of a folder asks for.
+    """Reads the resizing settings of a folder's image processor.
 
     Args:
-        folder: of Hugging Face's form.
+        folder: a Hugging Face model folder.
         size: side in pixels that the model takes.
-        how: ``crop`` or ``stretch``, where the file does not say, or is not there.
-        adapt: whether the folder's sizes are scaled to another model's ``size``.
+        how: ``crop`` or ``stretch``, the default if the file is missing or does not
+            say.
+        adapt: whether to scale the folder's sizes to ``size``, that of another model.
 
     Raises:
-        ValueError: settings that are not applied here, or do not give ``size``.
+        ValueError: settings that are not supported, or that do not result in ``size``.
     """
     processor = read_image_processor(folder)
     crop, resized, resample = processor.geometry(size, how == "crop", adapt=adapt)

@@ -1,4 +1,4 @@
-"""Decoding of image files within a pixel budget, onto white, fitted to a square."""
+"""Decoding of image files within a pixel budget, on white, and resizing to squares."""
 
 import contextlib
 import functools
@@ -17,17 +17,18 @@ from meta_opt.data.preprocessing.svg_safety import checked_svg
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 MAX_PIXELS = 4_000_000
-"""Files that would decode to more are refused (a few clip arts exceed 10^8)."""
+"""Largest number of pixels of an image; larger files are refused (a few clip arts
+exceed 10^8)."""
 
 
 MAX_CLIP_PIXELS = 1_000_000_000
-"""Animations that have more, of all frames together, are refused."""
+"""Largest number of pixels of all frames of an animation; larger files are refused."""
 
 _FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
     *("PPM", "QOI", "TGA", "TIFF", "WEBP"),
 )
-"""Of Pillow's. It gives PostScript to another program, which runs what is in it."""
+"""Pillow's formats except PostScript, which would be run as a program."""
 
 
 class TooManyPixelsError(ValueError):
@@ -37,21 +38,21 @@ class TooManyPixelsError(ValueError):
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes an image file to RGB, composited on white where it is transparent.
 
-    It is turned as the camera was held, if the file says so (Exif). Grey pictures of
-    12 or 16 bits are scaled to 8, floats from 0 to 1 as well.
+    The Exif orientation is applied. Greyscale images of 12 or 16 bits, and floats in
+    [0, 1], are scaled to 8 bits.
 
     Args:
         data: a PNG, WebP, JPEG, ... file.
-        max_pixels: the most pixels that are decoded; the header is read first.
+        max_pixels: largest number of pixels, which is checked in the header first.
 
     Returns:
         A Pillow image of mode RGB.
 
     Raises:
         TooManyPixelsError: if the image is larger than ``max_pixels``.
-        OSError: if the file is damaged, of a kind that Pillow does not know, or has
-            numbers for pixels of which none is known to be white (32-bit or signed
-            integers, floats beyond 0 to 1).
+        OSError: if the file is damaged, of an unsupported format, or has pixel values
+            whose white level is not defined (32-bit or signed integers, floats outside
+            of [0, 1]).
     """
     with _damage_named(), _opened(data) as image:
         width, height = image.size
@@ -80,13 +81,13 @@ def size_of(data: bytes) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image that is open already, as `decode` gives it.
+    """Converts an open image to the output format of `decode`.
 
     Args:
-        image: of any mode; it stays as it is.
+        image: an image of any mode, which is not modified.
 
     Returns:
-        A Pillow image of mode RGB, on white, turned as the camera was held.
+        A Pillow image of mode RGB, on white, with its Exif orientation applied.
     """
     return _on_white(ImageOps.exif_transpose(image))
 
@@ -96,17 +97,17 @@ def decode_frames(
 ) -> list[Image.Image]:
     """Decodes frames of an animation, each to RGB on white.
 
-    Of N frames those with the indices ``i N // count`` are taken, for i below
-    ``count``: the first, and others at even distances, of a clip that is a loop.
+    Of N frames, those with the indices ``i N // count`` are taken for i below
+    ``count``: evenly spaced in a loop, beginning with the first.
 
     Args:
         data: a WebP, GIF, APNG, ... file.
-        count: how many frames.
-        max_pixels: the most pixels that a frame may have.
-        repeat: whether a clip of fewer frames shows some of them several times.
+        count: number of frames.
+        max_pixels: largest number of pixels of a frame.
+        repeat: whether frames are repeated if the clip has fewer than ``count``.
 
     Returns:
-        ``count`` Pillow images of mode RGB; without ``repeat`` none if the clip has
+        ``count`` Pillow images of mode RGB; without ``repeat``, none if the clip has
         fewer frames.
 
     Raises:
@@ -123,7 +124,7 @@ def decode_frames(
         total = getattr(image, "n_frames", 1)
         if total < count and not repeat:
             return []
-        # To come to a frame, all before it are decoded.
+        # Decoding a frame requires decoding all frames before it.
         if width * height * total > MAX_CLIP_PIXELS:
             raise TooManyPixelsError(
                 f"{total:,} frames of {width} x {height} pixels are more than "
@@ -137,13 +138,13 @@ def decode_frames(
 
 
 def count_frames(data: bytes) -> int:
-    """How many frames an image file has; 1 if it is not an animation.
+    """Number of frames of an image file; 1 if it is not an animation.
 
     Args:
         data: a WebP, GIF, APNG, ... file.
 
     Raises:
-        TooManyPixelsError: if a frame is larger than Pillow decodes.
+        TooManyPixelsError: if a frame exceeds Pillow's limit.
         OSError: if the file is damaged or of a kind that Pillow does not know.
     """
     with _damage_named(), _opened(data) as image:
@@ -158,8 +159,8 @@ def _on_white(image: Image.Image) -> Image.Image:
         return Image.fromarray(_scaled_grey(image)).convert("RGB")
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
-        # Of a PNG of 16 bits a channel Pillow keeps the high bytes, but not of the
-        # colour that is transparent.
+        # For PNGs of 16 bits per channel, Pillow keeps the high bytes of the pixels,
+        # but not of the transparent colour.
         image.info["transparency"] = tuple(channel >> 8 for channel in key)
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
@@ -169,13 +170,13 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _scaled_grey(image: Image.Image) -> np.ndarray:
     """Scales grey values of more than 8 bits to uint8 [h, w].
 
-    Pillow itself would cut them off at 255.
+    Pillow itself would clip them at 255.
     """
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         white = 1.0
-        # Not finite values fail this too.
+        # Values that are not finite fail this check, too.
         if not (values.min() >= 0 and values.max() <= white):
             raise OSError(
                 f"its pixels are floats from {values.min():g} to {values.max():g}; "
@@ -198,7 +199,7 @@ def _scaled_grey(image: Image.Image) -> np.ndarray:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """Opens without decoding; Pillow's own limits become our error."""
+    """Opens an image without decoding it, and converts Pillow's size errors to ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -212,14 +213,14 @@ def _opened(data: bytes) -> Image.Image:
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """Those that this Pillow has."""
+    """The allowed formats that this version of Pillow supports."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextlib.contextmanager
 def _damage_named() -> Iterator[None]:
-    """Turns what decoders raise for damaged files, nearly anything, into OSError."""
+    """Converts decoders' exceptions for damaged files, of any type, into OSError."""
     try:
         yield
     except (OSError, TooManyPixelsError, MemoryError):
@@ -278,8 +279,8 @@ def encode_png(image: Image.Image | np.ndarray) -> bytes:
 def render_svg(svg: str, side: int) -> Image.Image:
     """Renders an SVG on white with its longer side ``side`` pixels, aspect kept.
 
-    Fonts of the machine are left out, so that the result is the same everywhere, and so
-    are pictures of other files (`meta_opt.data.preprocessing.svg_safety`).
+    System fonts are not used, so that the result is the same on every machine, and
+    images in other files are not loaded (`meta_opt.data.preprocessing.svg_safety`).
 
     Args:
         svg: the document.
@@ -299,8 +300,8 @@ def render_svg(svg: str, side: int) -> Image.Image:
             "rendering SVG files needs resvg-py: pip install 'meta-opt[data]'"
         ) from error
     svg = checked_svg(svg, _check_picture)
-    # Given both, the drawing is scaled to fit inside them. Without a resolution every
-    # length in points, centimetres and the like is zero.
+    # With both width and height, the drawing is scaled to fit into them. Without a
+    # resolution (DPI), lengths in physical units would be zero.
     with panics_as_errors("the renderer"):
         data = resvg_py.svg_to_bytes(
             svg_string=svg, width=side, height=side, dpi=96, skip_system_fonts=True
@@ -309,7 +310,7 @@ def render_svg(svg: str, side: int) -> Image.Image:
 
 
 def _check_picture(data: bytes) -> None:
-    """Raises ValueError or OSError for a picture in an SVG that is not rendered."""
+    """Raises ValueError or OSError for an embedded image that must not be rendered."""
     with _damage_named(), _opened(data) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -317,13 +318,13 @@ def _check_picture(data: bytes) -> None:
 
 
 WHITE = 250
-"""Grey level from which on a pixel counts as white paper."""
+"""Smallest grey level of a pixel that counts as white background."""
 _PROBE = 256
-"""Longer side in pixels at which a drawing is looked for on its page."""
+"""Longer side in pixels of the preview in which a drawing is located on its page."""
 
 
 def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of what is not white; None if all is white.
+    """Bounding box (left, top, right, bottom) of the non-white pixels, or None.
 
     Args:
         image: a Pillow image of mode RGB. A pixel is white if its darkest channel is
@@ -336,7 +337,7 @@ def content_box(image: Image.Image) -> tuple[int, int, int, int] | None:
 def fit_width(image: Image.Image, width: int) -> Image.Image:
     """Returns the image at most ``width`` pixels wide, aspect kept.
 
-    Narrower ones stay as they are, as with Pillow's ``thumbnail``.
+    Narrower images are not enlarged, as with Pillow's ``thumbnail``.
     """
     if image.width <= width:
         return image
@@ -345,11 +346,11 @@ def fit_width(image: Image.Image, width: int) -> Image.Image:
 
 
 def render_drawing(svg: str, width: int) -> Image.Image:
-    """Renders what an SVG draws, ``width`` pixels wide, without its page's margins.
+    """Renders an SVG cropped to its drawing, ``width`` pixels wide.
 
-    Many drawings are a tenth of their page; rendered whole at 100 pixels such a page
-    shows nothing. A drawing that would need more than `MAX_PIXELS` for its page is
-    rendered smaller and enlarged.
+    Many drawings cover a tenth of their page and would be invisible if the whole page
+    were rendered at 100 pixels. If the page would need more than `MAX_PIXELS`, the
+    drawing is rendered smaller and enlarged.
 
     Args:
         svg: the document.
@@ -359,15 +360,15 @@ def render_drawing(svg: str, width: int) -> Image.Image:
         A Pillow image of mode RGB on white, aspect kept.
 
     Raises:
-        ValueError: if the document cannot be rendered, or draws nothing.
-        TooManyPixelsError: if the drawing is so narrow that at this width it has more
+        ValueError: if the document cannot be rendered, or is blank.
+        TooManyPixelsError: if the drawing is so tall that at this width it has more
             than `MAX_PIXELS` pixels.
         ImportError: if ``resvg-py`` is not installed.
     """
     box = content_box(render_svg(svg, _PROBE))
     if box is None:
         raise ValueError("the drawing is empty, or white")
-    # A pixel of the probe is the precision of the box.
+    # The bounding box is accurate to a pixel of the preview.
     left, top, right, bottom = box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1
     scale = width / (right - left)
     height = max(1, round((bottom - top) * scale))

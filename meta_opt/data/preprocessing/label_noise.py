@@ -1,4 +1,4 @@
-"""Wrong labels in training data, in equal shares of all classes."""
+"""Symmetric label noise for training data, at the same rate in all classes."""
 
 from collections.abc import Sequence
 
@@ -15,26 +15,26 @@ def noisy_labels(
     num_classes: int,
     seed: int = 0,
 ) -> np.ndarray:
-    """Gives a share of the examples, of each class, the label of another one.
+    """Replaces the labels of a share of each class's examples by wrong ones.
 
-    Symmetric noise: each other class is as likely. Hashes of the keys choose, so that
-    the order of the examples does not matter. A higher rate changes the same labels,
-    to the same wrong ones, and more.
+    All wrong classes are equally likely (symmetric noise). Examples are chosen by
+    hashes of their keys, so that their order does not matter. A higher rate makes the
+    same changes as a lower one, and more.
 
     Args:
         labels: int [N].
-        keys: N keys of examples, of no two the same.
-        rate: share of wrong labels; ``round(rate N)`` of all are wrong, and of each
-            class the nearest number of examples or the next one.
+        keys: N unique keys of the examples.
+        rate: share of wrong labels; ``round(rate N)`` are wrong in total, and in each
+            class the expected number, rounded up or down.
         num_classes: K, at least 2.
-        seed: of the choice.
+        seed: random seed of the choice.
 
     Returns:
         int [N], a new array.
 
     Raises:
-        ValueError: a rate outside [0, 1], labels that are not classes, or a number of
-            keys that differs from the number of examples.
+        ValueError: a rate outside [0, 1], labels out of range, or a number of keys
+            other than the number of examples.
     """
     labels = np.asarray(labels)
     if not 0 <= rate <= 1:
@@ -47,7 +47,8 @@ def noisy_labels(
             f"{num_classes} classes"
         )
     ranks = ranks_in_class(labels, keys, seed)
-    # Classes take turns: each begins at another part of its first example.
+    # Systematic sampling: classes have evenly spaced offsets in a random order, so that
+    # the rounding of their shares is balanced.
     present = np.unique(labels)
     turns = {
         label: (place + 0.5) / len(present)

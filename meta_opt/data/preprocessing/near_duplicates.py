@@ -1,10 +1,10 @@
-"""Which pictures are copies of one another, by what they look like.
+"""Detection of near-duplicate images by perceptual hash and colours.
 
-A picture's fingerprint is its perceptual hash, which tells what is drawn, and its
-colours, which tell a flag from another of the same stripes. Two pictures are near
-duplicates if both agree: the hashes in all but `MAX_BITS` of 64 bits, the colours to
-`MAX_COLOUR` grey levels on average. So found are other sizes, another compression,
-slightly other shades and small retouches; not mirrored, turned or cropped pictures.
+An image's fingerprint consists of its perceptual hash, which describes shapes, and its
+colours, which distinguish flags with the same stripes. Two images are near duplicates
+if both agree: the hashes in all but `MAX_BITS` of 64 bits, the colours to `MAX_COLOUR`
+grey levels on average. This detects resized or recompressed images, slightly different
+shades and small retouches; not mirrored, rotated or cropped images.
 """
 
 from typing import NamedTuple
@@ -15,19 +15,19 @@ from PIL import Image
 from meta_opt.data.preprocessing.images import content_box, fit_square
 
 HASH_SIDE = 8
-"""The hash has HASH_SIDE ** 2 bits, the colours are as many means."""
+"""The hash has HASH_SIDE ** 2 bits, the colours are means over as many cells."""
 _GREY_SIDE = 32
 
 MAX_BITS = 6
 """Bits of 64 in which the hashes of near duplicates may differ; those of unrelated
-pictures differ in 32 on average, with a standard deviation of 4 were they
+images differ in 32 on average, with a standard deviation of 4 were they
 independent."""
 MAX_COLOUR = 12.0
 """Mean absolute difference of the colours, of 255, of near duplicates."""
 
 
 class Fingerprint(NamedTuple):
-    """What is compared of a picture.
+    """The features of an image that are compared.
 
     Attributes:
         bits: bool [64], the perceptual hash.
@@ -39,9 +39,10 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """The fingerprint of an RGB picture: white margins off, then padded to a square.
+    """Computes the fingerprint of an RGB image, cropped to its content and squared.
 
-    With their margins, all small things on large white pages would look alike.
+    White margins are removed, since small objects on large white pages would all look
+    alike.
 
     The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image
     hash functions"): of the cosine transform of 32 x 32 grey values the 8 x 8 lowest
@@ -62,7 +63,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     box = Image.Resampling.BOX
     grey = square.convert("L").resize((_GREY_SIDE, _GREY_SIDE), box)
     low = dctn(np.asarray(grey, np.float64))[:HASH_SIDE, :HASH_SIDE].ravel()
-    # A plain picture has no frequencies, but rounding.
+    # In images of one colour the frequencies are nothing but rounding errors.
     low = np.where(np.abs(low) < 1e-6 * _GREY_SIDE**2, 0.0, low)
     bits = low > np.median(low[1:])
     bits[0] = False
@@ -76,17 +77,17 @@ def groups(
     max_colour: float = MAX_COLOUR,
     block: int = 1024,
 ) -> np.ndarray:
-    """Groups of near duplicates: two are in one group if a chain of them links both.
+    """Groups near duplicates: the connected components of the near-duplicate relation.
 
     Args:
-        bits: bool [N, 64], of N fingerprints.
+        bits: bool [N, 64], hashes of N fingerprints.
         colours: uint8 [N, 8, 8, 3].
-        max_bits: as `MAX_BITS`.
-        max_colour: as `MAX_COLOUR`.
-        block: rows that are compared with all others at a time.
+        max_bits: largest Hamming distance, see `MAX_BITS`.
+        max_colour: largest mean colour difference, see `MAX_COLOUR`.
+        block: number of rows that are compared with all others at a time.
 
     Returns:
-        int [N]: of each the smallest index of its group.
+        int [N], the smallest index in the group of each image.
 
     Example:
         >>> bits = np.zeros((3, 64), bool)
@@ -106,7 +107,7 @@ def groups(
     signs = np.where(bits, 1.0, -1.0).astype(np.float32)
     flat = colours.reshape(count, -1).astype(np.int16)
     for start in range(0, count, block):
-        # Of a product of signs the bits that differ: (64 - product) / 2.
+        # The Hamming distance from the inner product of signs: (64 - product) / 2.
         differing = (bits.shape[1] - signs[start : start + block] @ signs.T) / 2
         rows, others = np.nonzero(differing <= max_bits)
         pairs = zip((rows + start).tolist(), others.tolist(), strict=True)

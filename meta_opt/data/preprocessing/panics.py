@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def panics_as_errors(library: str) -> Iterator[None]:
-    """Raises ValueError for a panic.
+    """Converts a panic into a ValueError.
 
     PyO3's PanicException derives from BaseException, so `except Exception` misses it.
 
     Args:
-        library: that may panic, for the message.
+        library: name of the library, for the message.
     """
     try:
         yield

@@ -1,8 +1,7 @@
-"""Pictures that are read when asked for, some of which may be unreadable.
+"""Lazily read image sources that tolerate some unreadable files.
 
-A picture that cannot be read is counted and the next one that can is given in its
-place, so that a run of hours does not end on one broken file, and gets the same batches
-whenever it is repeated.
+An unreadable image is counted and replaced by the next readable one, so that one broken
+file does not end a long run, and repeated runs get the same batches.
 """
 
 import logging
@@ -20,26 +19,26 @@ from meta_opt.data.splits import held_out_split, unit_hash
 _log = logging.getLogger(__name__)
 
 MAX_PIXELS = 50_000_000
-"""Larger pictures count as unreadable."""
+"""Larger images count as unreadable."""
 
 
 class UnreadableFilesError(ValueError):
-    """More files cannot be read than may be skipped; the message lists them."""
+    """More files are unreadable than may be skipped; the message lists them."""
 
 
 class VanishedFileError(ValueError):
-    """A file that was there when a run began is there no more.
+    """A file disappeared since the run began.
 
-    Skipping it would give batches that an undisturbed run does not have, and would be
-    remembered by the checkpoints after the file is back.
+    Skipping it would give other batches than an undisturbed run has, and checkpoints
+    would still record it as skipped after the file is restored.
     """
 
 
 class Picture(NamedTuple):
-    """One row: an image file's bytes, its captions, the number of its class, a prompt.
+    """One row: an image file's bytes, its captions, class index and prompt.
 
-    Of a question about a picture the question is the prompt, "" where there is none,
-    and the answers are the captions.
+    For visual question answering, the prompt is the question ("" if there is none) and
+    the captions are the answers.
     """
 
     data: bytes
@@ -49,10 +48,10 @@ class Picture(NamedTuple):
 
 
 class Rows(Protocol):
-    """Where pictures and captions come from.
+    """A table of images and captions.
 
     Attributes:
-        class_names: K names that labels index; one, "", where there are no classes.
+        class_names: K names that labels index; the single name "" without classes.
     """
 
     class_names: tuple[str, ...]
@@ -60,29 +59,29 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Picture:
-        """Reads a row; raises OSError where the file cannot be read."""
+        """Reads a row; raises OSError if the file cannot be read."""
 
     def key(self, index: int) -> str:
-        """The key that the split is hashed from: unique for each picture."""
+        """The unique key of the image, whose hash decides its split."""
 
     def name(self, index: int) -> str:
-        """What messages call it."""
+        """The row's name in messages."""
 
     def split(self, index: int) -> str | None:
-        """The row's own split; None where the hash decides."""
+        """The row's own split; None if the hash decides."""
 
     def has_vanished(self, index: int) -> bool:
-        """Whether the row's file was there when the rows were listed and is not now."""
+        """Whether the row's file has disappeared since the rows were listed."""
 
 
 class Unreadable:
-    """The files that could not be read, of all sources of a run together.
+    """Counts the unreadable files of all sources of a run together.
 
     Args:
-        limit: how many may be skipped.
+        limit: largest number of files that may be skipped.
 
     Attributes:
-        reasons: why, by name, in the order in which they were met.
+        reasons: reason by file name, in the order of occurrence.
     """
 
     def __init__(self, limit: int = 100) -> None:
@@ -94,7 +93,7 @@ class Unreadable:
         """Counts a file.
 
         Raises:
-            UnreadableFilesError: if these are more than the limit.
+            UnreadableFilesError: if there are more than the limit.
         """
         with self._lock:
             self.reasons[name] = reason
@@ -112,17 +111,17 @@ class Pictures:
     """A random-access source of `Record` over rows.
 
     Args:
-        rows: all there are.
-        fit: scales them.
-        unreadable: counts those that cannot be read; None for a new counter.
+        rows: the table of images and captions.
+        fit: resizes the images.
+        unreadable: counter of unreadable files; None for a new one.
         part: indices of the rows that belong to this source; None for all.
 
     Attributes:
         class_names: of the rows.
-        unreadable: as given.
+        unreadable: the counter of unreadable files.
 
     Raises:
-        ValueError: if it has no row.
+        ValueError: if the source has no rows.
     """
 
     def __init__(
@@ -154,8 +153,8 @@ class Pictures:
 
         Raises:
             IndexError: an index out of range.
-            UnreadableFilesError: more pictures than may be skipped are unreadable.
-            VanishedFileError: the file has gone since the rows were listed.
+            UnreadableFilesError: more images are unreadable than may be skipped.
+            VanishedFileError: the file has disappeared since the rows were listed.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of a source of {len(self)}")
@@ -166,7 +165,7 @@ class Pictures:
         raise UnreadableFilesError(f"none of {len(self)} images can be read")
 
     def in_memory(self) -> MemorySource:
-        """Reads everything; what is unreadable is left out.
+        """Reads all records into memory, without unreadable ones.
 
         Raises:
             UnreadableFilesError, VanishedFileError: as for a single record.
@@ -189,7 +188,7 @@ class Pictures:
         try:
             picture = self._rows[row]
             image = self._fit(decode(picture.data, MAX_PIXELS))
-        # A decoder raises anything on a damaged file.
+        # Decoders raise exceptions of any type for damaged files.
         except Exception as error:
             if isinstance(error, OSError) and self._rows.has_vanished(row):
                 raise VanishedFileError(
@@ -208,17 +207,17 @@ class Pictures:
 
 
 def hold_out(rows: Rows, shares: Mapping[str, float]) -> dict[str, list[int]]:
-    """Divides rows by their own ``split``, or else by a hash of their keys.
+    """Splits rows by their own ``split``, or else by a hash of their keys.
 
-    The hash depends on nothing but key and shares: a picture keeps its split when
-    others are added, and all rows of one picture are in one split.
+    The split depends only on key and shares: an image keeps it when others are added,
+    and all rows of one image share it.
 
     Args:
-        rows: all there are.
-        shares: of the splits that are held out, such as ``{"validation": 0.1}``.
+        rows: the table of images and captions.
+        shares: share of each held-out split, such as ``{"validation": 0.1}``.
 
     Returns:
-        Indices of the rows of ``train``, ``validation`` and ``test``.
+        Row indices of ``train``, ``validation`` and ``test``.
     """
     found: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row in range(len(rows)):

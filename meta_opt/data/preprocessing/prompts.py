@@ -1,7 +1,7 @@
-"""Prompts that list categories, and changes that leave what they ask the same.
+"""Classification prompts that list categories, and meaning-preserving changes of them.
 
-A classifier that reads its categories from the prompt should not care for their order,
-for synonyms, for further ones that no picture shows, or for how it is asked.
+A classifier that reads its categories from the prompt should be invariant to their
+order, to synonyms, to distractor categories and to the wording of the prompt.
 """
 
 import dataclasses
@@ -28,22 +28,22 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         '{{"category": "NAME"}}, and nothing else.',
     }
 )
-"""Ways to ask by name: ``{categories}`` is a list with commas, ``{lines}`` one with a
-category on each line."""
+"""Prompt templates by name: ``{categories}`` is a comma-separated list, ``{lines}`` a
+list with one category per line."""
 
 
 def fill_template(template: str, **values: str) -> str:
-    """A template with its fields filled in, and doubled braces made single.
+    """Fills in the fields of a template and turns doubled braces into single ones.
 
-    Unlike `str.format` it takes names alone: a template of someone else's file could
-    ask for attributes, or for a width of gigabytes.
+    Unlike `str.format` it accepts only plain names: a template from an untrusted file
+    could access attributes, or specify a width of gigabytes.
 
     Args:
-        template: with fields such as ``{categories}``.
-        values: texts by the names of fields.
+        template: text with fields such as ``{categories}``.
+        values: text of each field by name.
 
     Raises:
-        ValueError: a field of another name, or with more than a name.
+        ValueError: an unknown field, or one with a format specification.
 
     >>> fill_template("{a} or {{b}}", a="x")
     'x or {b}'
@@ -71,11 +71,11 @@ def fill_template(template: str, **values: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CategoryList:
-    """Categories as a prompt shows them.
+    """The categories of a prompt.
 
     Attributes:
         names: K' names, in the prompt's order.
-        classes: K' indices of the classes that they stand for; -1 of a distractor.
+        classes: K' class indices of the names; -1 for distractors.
 
     Example:
         >>> shown = CategoryList.of(["bird", "ship"]).renamed({"ship": "boat"})
@@ -88,7 +88,7 @@ class CategoryList:
     classes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raises ValueError for names that are empty or not distinct."""
+        """Raises ValueError for empty or duplicate names."""
         if not self.names or len(self.names) != len(self.classes):
             raise ValueError(
                 f"{len(self.names)} names of {len(self.classes)} classes: each class "
@@ -108,7 +108,7 @@ class CategoryList:
 
     @classmethod
     def of(cls, categories: Sequence[str]) -> "CategoryList":
-        """The categories as they are, class i being the i-th.
+        """The categories in their own order; class i is the i-th.
 
         Args:
             categories: K names.
@@ -116,7 +116,7 @@ class CategoryList:
         return cls(tuple(categories), tuple(range(len(categories))))
 
     def shuffled(self, seed: int) -> "CategoryList":
-        """In another order, which the seed decides.
+        """Returns the list in a random order.
 
         Args:
             seed: of the order.
@@ -126,13 +126,13 @@ class CategoryList:
         return self._at(order)
 
     def renamed(self, synonyms: Mapping[str, str]) -> "CategoryList":
-        """With other names for some categories.
+        """Returns the list with some categories renamed.
 
         Args:
-            synonyms: another name by name; categories that are left out keep theirs.
+            synonyms: new name by old name; other categories keep their names.
 
         Raises:
-            ValueError: a name that is not a category, or a synonym that is another one.
+            ValueError: a name that is not a category, or a synonym that already is one.
         """
         for name in synonyms:
             check_name("synonym of", name, self.names)
@@ -143,15 +143,15 @@ class CategoryList:
     def with_distractors(
         self, distractors: Sequence[str], count: int, seed: int
     ) -> "CategoryList":
-        """With further categories, at random places, that no example belongs to.
+        """Returns the list with distractor categories inserted at random places.
 
-        The categories keep their order. A smaller count adds some of those that a
-        larger one adds.
+        The categories keep their order. The distractors of a smaller count are a subset
+        of those of a larger one.
 
         Args:
             distractors: names to choose from.
-            count: how many are added.
-            seed: of the choice and the places.
+            count: number of distractors to insert.
+            seed: random seed of the distractors and their places.
 
         Raises:
             ValueError: fewer distractors than asked for, or one that is a category.
@@ -170,7 +170,7 @@ class CategoryList:
         return CategoryList(tuple(names), tuple(classes))
 
     def prompt(self, template: str = "plain") -> str:
-        """The text that asks for one of the categories.
+        """The text of the prompt.
 
         Args:
             template: one of `TEMPLATES`.
@@ -183,13 +183,13 @@ class CategoryList:
         return TEMPLATES[template].format(categories=", ".join(self.names), lines=lines)
 
     def name_of(self, label: int) -> str:
-        """What a class is called here: the right answer for its examples.
+        """The name of a class in this list, which is the right answer for its examples.
 
         Args:
             label: index of the class.
 
         Raises:
-            ValueError: no class of the list.
+            ValueError: a class that is not in the list.
         """
         if label < 0 or label not in self.classes:
             raise ValueError(f"class {label} is not among {sorted(self.classes)}")

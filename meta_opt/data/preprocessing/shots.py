@@ -1,4 +1,4 @@
-"""Few examples of each class, chosen by a hash of their keys."""
+"""Few-shot subsets, chosen by a hash of the examples' keys."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,19 @@ from meta_opt.data.splits import unit_hash
 def few_shots(
     labels: np.ndarray, keys: Sequence[str], shots: int, seed: int = 0
 ) -> np.ndarray:
-    """Chooses some examples of each class; fewer shots are a part of more.
+    """Chooses examples of each class; fewer shots are a subset of more.
 
     Args:
         labels: int [N].
-        keys: N keys of examples, of no two the same; their hashes choose.
-        shots: examples of each class.
+        keys: N unique keys of the examples, whose hashes decide.
+        shots: number of examples per class.
         seed: of the choice.
 
     Returns:
         Indices int [shots x classes], ascending.
 
     Raises:
-        ValueError: a class with fewer examples, or no shots.
+        ValueError: a class with fewer examples, or ``shots`` below 1.
     """
     labels = np.asarray(labels)
     if shots < 1:
@@ -38,18 +38,18 @@ def few_shots(
 
 
 def ranks_in_class(labels: np.ndarray, keys: Sequence[str], seed: int) -> np.ndarray:
-    """The place of each example among those of its class, in the order of a hash.
+    """The rank of each example within its class, in the order of a hash.
 
     Args:
         labels: int [N].
-        keys: N keys, of no two the same.
-        seed: of the order.
+        keys: N unique keys.
+        seed: random seed of the order.
 
     Returns:
-        int [N], from 0.
+        int [N], ranks from 0.
 
     Raises:
-        ValueError: a duplicate key, or a number of keys other than that of labels.
+        ValueError: a duplicate key, or a number of keys other than of labels.
     """
     if len(keys) != len(labels) or len(set(keys)) != len(keys):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""What an SVG document may do before it is rendered.
+"""Safety checks of SVG documents before they are rendered.
 
-The renderer reads pictures that a document names wherever they are on the machine, and
-its time and stack grow with what a document of a few hundred bytes can ask for: groups
-in each other, drawings that use drawings that use drawings.
+The renderer reads any file on the machine that a document refers to as an image, and a
+document of a few hundred bytes can exhaust its time or stack by nested groups and
+recursive references.
 """
 
 import base64
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 MAX_DEPTH = 200
-"""Elements in each other; at a thousand the renderer's stack overflows."""
+"""Largest nesting depth; at a thousand the renderer's stack overflows."""
 MAX_ELEMENTS = 300_000
-"""With all that `use`, patterns, masks and the like put in again: seconds."""
+"""Largest number of elements with references (`use`, patterns, masks) expanded, which
+takes seconds to render."""
 _MAX_OCTAVES = 20
 _HREFS = ("href", "{http://www.w3.org/1999/xlink}href")
 _PICTURES = ("image", "feImage")
@@ -25,23 +26,21 @@ _DATA = re.compile(r"data:image/(?:png|jpe?g|gif|webp);base64,", re.IGNORECASE)
 
 
 def checked_svg(svg: str, check_picture: Callable[[bytes], None]) -> str:
-    """A document that can be rendered in seconds, and that reads no other file.
+    """Returns a document that can be rendered in seconds and reads no other file.
 
-    Pictures that it names by a path or an address are left out, as where they are
-    absent; those inside of it stay.
+    Images that it refers to by path or URL are removed; embedded ones are kept.
 
     Args:
         svg: the document.
-        check_picture: raises ValueError or OSError for the bytes of a picture inside of
-            it that is too large or damaged.
+        check_picture: raises ValueError or OSError for the bytes of an embedded image
+            that is too large or damaged.
 
     Returns:
-        The document as it was given, or without such pictures.
+        The document, without references to images in other files.
 
     Raises:
-        ValueError: no XML; elements in more than `MAX_DEPTH` others; more than
-            `MAX_ELEMENTS` where all that is used again is counted again; or noise of
-            very many octaves.
+        ValueError: invalid XML; nesting deeper than `MAX_DEPTH`; more than
+            `MAX_ELEMENTS` with references expanded; or noise with too many octaves.
     """
     root = _parse(svg)
     removed = False
@@ -51,8 +50,8 @@ def checked_svg(svg: str, check_picture: Callable[[bytes], None]) -> str:
                 parent.remove(child)
                 removed = True
         octaves = parent.get("numOctaves", "1").strip()
-        # Drawings in use have fractions here, which the renderer cuts off, and words,
-        # which it takes for the default.
+        # Existing drawings have fractions here, which the renderer truncates, and
+        # words, for which it uses the default.
         number = _NUMBER.match(octaves)
         if number is not None and float(number[0]) > _MAX_OCTAVES:
             raise ValueError(f"noise of numOctaves={octaves[:20]}, over {_MAX_OCTAVES}")
@@ -66,7 +65,7 @@ def _parse(svg: str) -> ElementTree.Element:
     parser: Any = ElementTree.XMLPullParser(["start", "end"])
     depth, root = 0, None
     try:
-        # By parts: what is nested too deeply is not built.
+        # Parse incrementally, so that a tree that is nested too deeply is never built.
         for start in range(0, len(svg), 1 << 16):
             parser.feed(svg[start : start + (1 << 16)])
             for event, element in parser.read_events():
@@ -103,14 +102,14 @@ def _stays(element: ElementTree.Element, check: Callable[[bytes], None]) -> bool
 
 
 def _check_elements(root: ElementTree.Element) -> None:
-    """Raises ValueError for too many elements, uses counted again."""
+    """Raises ValueError for too many elements with references expanded."""
     by_id: dict[str, ElementTree.Element] = {}
     styled: list[str] = []
     for element in root.iter():
         by_id.setdefault(element.get("id", ""), element)
         if _name(element) == "style":
             styled += _REFERENCE.findall(element.text or "")
-    # Without recursion: the children and targets of an element before itself.
+    # An iterative post-order traversal: children and targets before the element.
     sizes: dict[ElementTree.Element, int] = {}
     begun: set[ElementTree.Element] = set()
     stack, looked_at = [root], 0
@@ -127,7 +126,8 @@ def _check_elements(root: ElementTree.Element) -> None:
             begun.add(element)
             stack += [part for part, _ in parts if part not in sizes]
             continue
-        # What is begun and has no size is above: a use of itself, which draws nothing.
+        # An element without a size yet is an ancestor: a reference to itself draws
+        # nothing.
         size = 1 + sum(sizes.get(part, 0) * times for part, times in parts)
         if size > MAX_ELEMENTS:
             raise ValueError(f"more than {MAX_ELEMENTS:,} elements, uses counted again")
@@ -140,7 +140,7 @@ def _parts(
     by_id: Mapping[str, ElementTree.Element],
     styled: list[str],
 ) -> Iterator[tuple[ElementTree.Element, int]]:
-    """Children and what an element refers to, and how often that is drawn."""
+    """Children and referenced elements, with the number of times each is drawn."""
     for child in element:
         yield child, 1
     names = [h[1:] for n in _HREFS if (h := element.get(n, "").strip()).startswith("#")]

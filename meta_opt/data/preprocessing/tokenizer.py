@@ -1,4 +1,4 @@
-"""Caption tokens: lower-case byte-pair encoding with the vocabulary that ships here."""
+"""Caption tokenizer: lower-case byte-pair encoding with the bundled vocabulary."""
 
 import functools
 import os
@@ -14,11 +14,11 @@ from meta_opt.data.preprocessing.panics import panics_as_errors
 from meta_opt.text_files import read_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
-"""Their ids are 0, 1, 2, 3."""
+"""The special tokens, whose ids are 0, 1, 2 and 3."""
 
 
 class TextTokenizer(Protocol):
-    """What batches and evaluations need of a tokenizer."""
+    """The interface of tokenizers for batches and evaluations."""
 
     @property
     def vocab_size(self) -> int:
@@ -26,24 +26,24 @@ class TextTokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """The id that fills rows up."""
+        """The id of the padding token."""
 
     @property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that are put around a text, in their order."""
+        """Ids of the special tokens around a text, in their order."""
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Turns B texts into int32 [B, length]."""
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, nothing put around them."""
+        """Token ids of texts, without special tokens."""
 
     def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
-        """Turns rows of ids into texts, special tokens left out."""
+        """Decodes rows of ids into texts, without special tokens."""
 
 
 def check_texts(texts: Sequence[str], length: int, least: int) -> None:
-    """Checks what ``encode`` is given.
+    """Checks the arguments of ``encode``.
 
     Raises:
         ValueError: if ``length`` is below ``least``.
@@ -56,20 +56,20 @@ def check_texts(texts: Sequence[str], length: int, least: int) -> None:
 
 
 _MAX_ID = 2**31 - 1
-"""Largest token id: ids are int32."""
+"""Largest token id, that of int32."""
 _UNKNOWN = "\ue000"
-"""A private-use character, in no vocabulary."""
+"""A private-use character that is in no vocabulary."""
 
 
 class CaptionTokenizer:
-    """Texts to rows of token ids: begin, the text's tokens, end, padding.
+    """Encodes texts as rows of token ids: begin, the text's tokens, end, padding.
 
     Attributes:
-        vocab_size: number of tokens, the special ones counted.
+        vocab_size: number of tokens, including special tokens.
         pad_id: 0.
-        bos_id: of the token that begins each row.
-        eos_id: of the token that ends each text.
-        special_ids: these two.
+        bos_id: id of the token that begins each row.
+        eos_id: id of the token that ends each text.
+        special_ids: ``bos_id`` and ``eos_id``.
     """
 
     pad_id, unk_id, bos_id, eos_id = range(4)
@@ -79,7 +79,7 @@ class CaptionTokenizer:
         """Wraps a tokenizer whose first ids are :data:`SPECIAL_TOKENS`.
 
         Raises:
-            ValueError: if they are others.
+            ValueError: if the first ids are other tokens.
         """
         found = tuple(tokenizer.id_to_token(i) for i in range(len(SPECIAL_TOKENS)))
         if found != SPECIAL_TOKENS:
@@ -90,11 +90,11 @@ class CaptionTokenizer:
         self.vocab_size: int = tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Encodes texts; the end token stays where a long text is cut.
+        """Encodes texts; truncated texts keep the end token.
 
         Args:
             texts: B texts.
-            length: S, the tokens of a row, at least 2.
+            length: S, number of tokens of a row, at least 2.
 
         Returns:
             int32 [B, S], padded with 0.
@@ -116,18 +116,18 @@ class CaptionTokenizer:
         return rows
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts, without the tokens that begin and end a row."""
+        """Token ids of texts, without begin and end tokens."""
         found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
     def decode(self, ids: np.ndarray | Sequence[Sequence[int]]) -> list[str]:
-        """Returns the texts of rows of ids, special tokens left out.
+        """Decodes rows of ids into texts, without special tokens.
 
         Args:
             ids: integers [B, S].
 
         Returns:
-            B texts, lower case, as far as they were not cut.
+            B texts in lower case, possibly truncated.
         """
         rows = ids if isinstance(ids, list) else np.atleast_2d(ids).tolist()
         return [text.strip() for text in self._tokenizer.decode_batch(rows)]
@@ -135,11 +135,12 @@ class CaptionTokenizer:
 
 @functools.cache
 def load_tokenizer(path: str | os.PathLike | None = None) -> CaptionTokenizer:
-    """Returns the tokenizer that ships with the package, or the one at ``path``.
+    """Returns the bundled tokenizer, or the one at ``path``.
 
     Raises:
         FileNotFoundError: if there is no file at ``path``.
-        ValueError: a damaged file, or one of another vocabulary; it is named.
+        ValueError: a damaged file, or one with other special tokens; the message names
+            it.
     """
     path = Path(path) if path is not None else BUNDLED / "tokenizer.json"
     found = read_tokenizer(path)
@@ -154,16 +155,17 @@ def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
     Raises:
         FileNotFoundError: if there is no file at ``path``.
-        ValueError: a damaged file; it is named.
+        ValueError: a damaged file; the message names it.
     """
     text = read_text(path)
     try:
         with panics_as_errors("the reader"):
             tokenizer = Tokenizer.from_str(text)
-            # Past the normalizer, which may drop it: the first text with an unknown
-            # character would fail where the token for it is missing.
+            # Bypasses the normalizer, which may drop the character. Without this check,
+            # the first text with an unknown character would fail if the unknown token
+            # is missing.
             tokenizer.model.tokenize(_UNKNOWN)
-    except Exception as error:  # The package raises nothing narrower.
+    except Exception as error:  # The package raises no narrower type.
         raise ValueError(f"{path} is damaged: {error}") from None
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest > _MAX_ID:
@@ -174,11 +176,11 @@ def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def train(texts: Iterable[str], vocab_size: int = 2048) -> Tokenizer:
     """Trains lower-case byte-pair encoding (Sennrich et al. 2016) on texts.
 
-    Accents are dropped and digits are tokens of their own.
+    Accents are dropped and each digit is a token.
 
     Args:
         texts: captions.
-        vocab_size: the most tokens, the special ones counted.
+        vocab_size: largest number of tokens, including special tokens.
     """
     from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms as Whisper hears them (Radford et al. 2022), in numpy."""
+"""Whisper's log-mel spectrograms (Radford et al. 2022), in NumPy."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ FRAMES_A_SECOND = RATE // _HOP
 
 
 def whisper_mel(pcm: np.ndarray, rate: int, seconds: float) -> np.ndarray:
-    """A spectrogram of a fixed length: longer clips are cut, silence follows others.
+    """Computes a spectrogram of fixed length; clips are truncated or padded.
 
     Frames lie 10 ms apart: power spectra under a Hann window of 25 ms, summed over
     Slaney's 80 triangles, log10 at least 1e-10 and 8 below the loudest, plus 4, over 4.
@@ -20,7 +20,7 @@ def whisper_mel(pcm: np.ndarray, rate: int, seconds: float) -> np.ndarray:
     Args:
         pcm: int16, or float in [-1, 1], [T].
         rate: samples per second.
-        seconds: length.
+        seconds: duration of the spectrogram.
 
     Returns:
         float32 [100 * seconds, 80].
@@ -49,7 +49,7 @@ def whisper_mel(pcm: np.ndarray, rate: int, seconds: float) -> np.ndarray:
 
 
 def _at_rate(pcm: np.ndarray, rate: int) -> np.ndarray:
-    """Float samples at 16 kHz."""
+    """Resamples to 16 kHz, in float."""
     from scipy.signal import resample_poly
 
     wave: np.ndarray = pcm.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Texts out of WordPiece tokens, whose white space BERT's pre-tokenizer leaves out."""
+"""Detokenisation of WordPiece tokens, which do not encode white space."""
 
 import re
 
@@ -9,15 +9,15 @@ _HYPHEN = re.compile(r"(?<=\w) ([-/']) (?=\w)")
 
 
 def joined(text: str) -> str:
-    r"""Puts marks back to the words that BERT's pre-tokenizer split them off.
+    r"""Rejoins punctuation with the words that BERT's pre-tokenizer split it from.
 
-    Every mark is a token of its own, and decoding puts spaces between tokens. They are
-    removed inside of brackets and double quotes (a quote and the next one are a pair)
-    and around hyphens, slashes and apostrophes in words. A text that had such spaces
-    loses them.
+    Every punctuation mark is a token, and decoding puts spaces between tokens. They are
+    removed inside of brackets and double quotes (consecutive quotes are paired) and
+    around hyphens, slashes and apostrophes in words. Such spaces in the original text
+    are lost.
 
     Args:
-        text: as a tokenizer with a WordPiece decoder gives it.
+        text: output of a tokenizer with a WordPiece decoder.
 
     >>> joined('{ " category " : " road sign " }')
     '{"category": "road sign"}'

@@ -1,1 +1,1 @@
-"""Where samples come from: bundled, prepared, or a user's own files."""
+"""Sources of samples: bundled data, prepared datasets and a user's own files."""

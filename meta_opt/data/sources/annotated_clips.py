@@ -24,19 +24,20 @@ from meta_opt.data.sources.video_annotations.clips import NAMED
 from meta_opt.data.splits import held_out_split
 
 HELD_OUT = "held_out"
-"""As the validation split: a share of the training videos, by a hash of their ids."""
+"""Value of the validation split for a share of the training videos, by hash of their
+ids."""
 
 _FRAME_TYPES = ("object", "number", "color", "location")
-"""Of TGIF-QA's frame questions."""
+"""Types of TGIF-QA's frame questions."""
 _QUESTION_WORDS = ("what", "who", "how", "when", "where")
-"""By which accuracy on MSVD-QA and MSR-VTT-QA is reported."""
+"""Question words by which accuracy on MSVD-QA and MSR-VTT-QA is reported."""
 
 
 class AnnotatedSet(NamedTuple):
-    """What a data set is for, and which of its splits papers use for what.
+    """The tasks of a data set, and the use of its official splits.
 
     Attributes:
-        tasks: of `meta_opt.workloads.video_text_losses.TASKS`.
+        tasks: names of `meta_opt.workloads.video_text_losses.TASKS`.
         train: the official split, or several joined by ``+``.
         validation: an official split, or `HELD_OUT`.
         test: the official split that results are reported on.
@@ -71,20 +72,19 @@ SETS: Mapping[str, AnnotatedSet] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class OfficialConfig:
-    """The files of an official data set, and how its splits are used.
+    """The files of an official data set, and the use of its splits.
 
     Attributes:
-        annotations: the folder of the annotation files, or one of them.
-        media: the folder of clips: of each a folder of frames, a ``.npy`` file of
-            features or an animation, see
-            `meta_opt.data.sources.video_annotations.clips`.
-        frames_per_second: with which frames or features were taken, for segments that
-            are cut out of whole videos; 0: each segment is a clip of its own.
-        train: the split to train on, several joined by ``+``; "" for that of `SETS`.
-        validation: the split of validation, or ``held_out``: a share of the training
+        annotations: folder of the annotation files, or one of them.
+        media: folder of the clips, each a folder of frames, a ``.npy`` file of features
+            or an animation, see `meta_opt.data.sources.video_annotations.clips`.
+        frames_per_second: sampling rate of frames or features, to cut segments out of
+            whole videos; 0 if each segment is a clip of its own.
+        train: training split, several joined by ``+``; "" for that of `SETS`.
+        validation: validation split, or ``held_out`` for a share of the training
             videos; "" for that of `SETS`.
-        test: the split to test on; "" for that of `SETS`.
-        held_out_share: of the training videos, where validation is ``held_out``.
+        test: test split; "" for that of `SETS`.
+        held_out_share: share of the training videos if validation is ``held_out``.
     """
 
     annotations: str = ""
@@ -96,7 +96,7 @@ class OfficialConfig:
     held_out_share: float = 0.1
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Raises ValueError for values out of range."""
         if not self.frames_per_second >= 0:
             raise ValueError(
                 f"clips.official.frames_per_second={self.frames_per_second} is below 0"
@@ -114,7 +114,7 @@ class OfficialConfig:
             source: one of `SETS`.
 
         Raises:
-            ValueError: if two of them have a part in common.
+            ValueError: if two of them overlap.
 
         >>> OfficialConfig(validation="validation").splits("msrvtt_7k")
         ... # doctest: +ELLIPSIS
@@ -155,7 +155,7 @@ class OfficialConfig:
 
 
 def check_task(source: str, task: str) -> None:
-    """Raises ValueError if a data set has not what a task needs.
+    """Raises ValueError if a data set has no labels for a task.
 
     Args:
         source: one of `SETS`.
@@ -171,17 +171,17 @@ def check_task(source: str, task: str) -> None:
 
 
 class AnnotatedClips:
-    """A `meta_opt.data.sources.clips.ClipSource`: an official data set.
+    """An official data set as a `meta_opt.data.sources.clips.ClipSource`.
 
-    Samples without a clip are left out and counted (`describe`). A clip is the segment
-    where a data set describes segments, else the video, with all its captions or
+    Samples without a clip are skipped and counted (`describe`). A clip is a segment if
+    the data set describes segments, else a whole video, with all its captions or
     questions.
 
     Args:
         source: one of `SETS`.
-        config: where the files are.
-        frames: T, of a clip at most.
-        image_size: of frames in pixels.
+        config: files and splits of the data set.
+        frames: T, largest number of frames of a clip.
+        image_size: side of the frames in pixels.
 
     Raises:
         ValueError: as `OfficialConfig.check`.
@@ -198,13 +198,13 @@ class AnnotatedClips:
         self._wordless: dict[str, int] = {}
 
     def read(self, split: str) -> Clips:
-        """The clips of a split; frames are read when they are asked for.
+        """Reads the clips of a split; frames are read on access.
 
         Args:
             split: ``train``, ``validation`` or ``test``.
 
         Raises:
-            ValueError: see `read_annotations`; no clip is left.
+            ValueError: see `read_annotations`; or if no clip is left.
             FileNotFoundError: if an annotation file is missing.
         """
         held = self._splits["validation"] == HELD_OUT
@@ -213,7 +213,7 @@ class AnnotatedClips:
         data = self._annotations(part)
         clips = self._clips(part, data)
         if held and split != "test":
-            # Meta-validation takes the other end of the hashes.
+            # Meta-validation uses the other end of the hashes.
             ends = [held_out_split(g, shares) == "test" for g in clips.group]
             chosen = np.asarray(ends) == (split == "validation")
             clips = clips.at(np.flatnonzero(chosen))
@@ -227,12 +227,12 @@ class AnnotatedClips:
     def questions(
         self, clips: Clips, frames: np.ndarray, present: np.ndarray
     ) -> Questions:
-        """Those of the annotation files, of whole clips.
+        """The questions of the annotation files, about whole clips.
 
         Args:
-            clips: B of a split.
-            frames: ignored.
-            present: bool [B, T].
+            clips: B clips of a split.
+            frames: frames of the clips, which are not used.
+            present: bool [B, T], whether a frame exists.
 
         Raises:
             ValueError: if no clip has a question.
@@ -258,7 +258,7 @@ class AnnotatedClips:
         )
 
     def describe(self) -> Mapping[str, Any]:
-        """The official splits and, of what was read, how many samples have a clip."""
+        """The official splits, and the number of samples with clips of those read."""
         read = {}
         for split, data in self._read.items():
             read[split] = {
@@ -304,7 +304,7 @@ class AnnotatedClips:
         wordless = 0
         for sample in data.samples:
             if "captioning" in SETS[self._source].tasks:
-                # Metrics of captions have no use for "..." and the like.
+                # Caption metrics ignore texts without letters, such as "...".
                 kept = tuple(c for c in sample.captions if any(map(str.isalnum, c)))
                 wordless += len(sample.captions) - len(kept)
                 if not kept:
@@ -334,7 +334,7 @@ class AnnotatedClips:
 
 
 class _Videos(Sequence[np.ndarray]):
-    """Frames or features of clips, as many as there are up to a number."""
+    """Frames or features of clips, up to a largest number."""
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""A folder with a sub-folder of files for each class, as users keep them."""
+"""Folders with one sub-folder of files per class."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 
 def class_folders(root: Path) -> list[Path]:
-    """Sub-folders, sorted; none hidden, and none whose name begins with ``_``."""
+    """Sorted sub-folders, without hidden ones and names that begin with ``_``."""
     return [
         path
         for path in sorted(root.iterdir())
@@ -14,7 +14,7 @@ def class_folders(root: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Files at any depth below a folder, sorted; none hidden or in a hidden folder."""
+    """Sorted files at any depth below a folder, without hidden files and folders."""
     for file in sorted(folder.rglob("*")):
         hidden = any(map(_is_hidden, file.relative_to(folder).parts))
         if not hidden and file.is_file():
@@ -22,9 +22,9 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's own.
+    """Whether a file or folder is hidden or was made by software.
 
-    Such as ``.thumbnails``, notebooks' checkpoints, the ``__MACOSX`` of archives and
-    the ``@eaDir`` of network storage.
+    Examples are ``.thumbnails``, notebook checkpoints, ``__MACOSX`` in archives and
+    ``@eaDir`` on network storage.
     """
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")

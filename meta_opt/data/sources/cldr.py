@@ -1,7 +1,7 @@
-"""Names of countries and languages in many languages, to classify the language.
+"""Names of countries and languages in many languages, for language identification.
 
-They are those of the Unicode CLDR (licence Unicode-3.0) as the package Babel has them;
-nothing is fetched.
+The names are those of the Unicode CLDR (licence Unicode-3.0) in the package Babel;
+nothing is downloaded.
 """
 
 import collections
@@ -20,10 +20,11 @@ LANGUAGES = (
     "mt", "nb", "nl", "nn", "pl", "pt", "qu", "rm", "ro", "sk", "sl", "so", "sq",
     "sv", "sw", "tk", "tr", "uz", "vi", "wo", "yo", "zu",
 )  # fmt: skip
-"""Languages that are written in Latin script and have most of the names."""
+"""Languages in Latin script that have most of the names."""
 
 MAX_LANGUAGES = 2
-"""Names that more languages share ("Angola") say too little about the language."""
+"""Largest number of languages that share a name; names such as "Angola" say too little
+about the language."""
 
 
 def cldr_arrays(
@@ -31,13 +32,13 @@ def cldr_arrays(
 ) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     """Returns names of countries and languages with the language they are in.
 
-    The split is by the hash of the code of what is named, such as ``territory/FR``, so
-    that a country has its names in one split, in all languages.
+    The split is by the hash of the entity's code, such as ``territory/FR``, so that a
+    country's names in all languages share a split.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
-        max_languages: names that are the same, but for case, in more than so many of
-            the languages are left out.
+        max_languages: largest number of languages that share a name (ignoring case);
+            other names are excluded.
 
     Returns:
         B texts in a fixed order, labels int32 [B], and the K codes of languages.
@@ -57,7 +58,7 @@ def cldr_arrays(
 
 @functools.cache
 def _names() -> tuple[tuple[str, str, int, int], ...]:
-    """All names: what is named, text, label, and how many languages share the text."""
+    """All names as (entity, text, label, number of languages that share the text)."""
     if importlib.util.find_spec("babel") is None:
         raise ImportError("names of the CLDR need Babel: pip install 'meta-opt[data]'")
     from babel import Locale
@@ -69,7 +70,7 @@ def _names() -> tuple[tuple[str, str, int, int], ...]:
             ("language", locale.languages),
             ("territory", locale.territories),
         ):
-            # Codes with digits or parts are continents and variants.
+            # Codes with digits or several parts are continents and variants.
             found.extend(
                 (f"{kind}/{key}", names[key], label)
                 for key in sorted(names)

@@ -1,8 +1,8 @@
-"""Questions about clips whose answers follow from what is known of them.
+"""Questions about clips that are generated from their metadata and frames.
 
-In the manner of TGIF-QA (Jang et al. 2017): what is seen, how often something happens,
-and in which order. The last two are asked of clips that are changed so that the answer
-is known. To each comes one to choose: which of four names is the clip's?
+In the style of TGIF-QA (Jang et al. 2017): what is seen, how often something happens,
+and in which order. For the last two the clip is edited so that the answer is known.
+Each clip also gets a multiple-choice question: which of four names is the clip's?
 """
 
 import collections
@@ -17,24 +17,24 @@ CATEGORY = "what category is this?"
 CHANGES = "how often does the picture change?"
 DIRECTION = "is it played forwards or backwards?"
 KINDS = {"category": CATEGORY, "changes": CHANGES, "direction": DIRECTION}
-"""Questions that are made, by their kind."""
+"""Generated questions by kind."""
 COUNTED = ("changes", "count")
-"""Kinds of questions, made or asked, that a number answers."""
+"""Kinds of questions, generated or annotated, whose answer is a number."""
 
 
 class Questions(NamedTuple):
     """N questions about B clips.
 
     Attributes:
-        clip: int [N], rows of the clips.
-        frames: int [N, T], which frames of the clip are shown, -1 where none is.
-        kind: N names; accuracy is reported by it.
-        text: N texts that go with the clip, for losses on texts.
+        clip: int [N], indices of the clips.
+        frames: int [N, T], indices of the clip's frames that are shown, -1 for none.
+        kind: N names of kinds, by which accuracy is reported.
+        text: N texts that describe the clip, for losses on texts.
         question: N texts.
-        answer: N texts; "" where there is but a choice.
-        choices: N times C texts, one of which is right; C may be 0.
-        offered: N times C texts, the choices as they are read.
-        choice: int [N], the right one; -1 if there is none.
+        answer: N texts; "" for multiple-choice questions.
+        choices: N times C options, one of which is right; C may be 0.
+        offered: N times C texts, the options as the model reads them.
+        choice: int [N], index of the right option; -1 if there is none.
     """
 
     clip: np.ndarray
@@ -57,21 +57,21 @@ def ask_questions(
     choices: int = 4,
     seed: int = 0,
 ) -> Questions:
-    """Makes questions; they depend on nothing but the arguments.
+    """Generates questions, deterministically.
 
-    Answers are balanced: of each category as many clips are asked for it as the rarest
-    one has, clips are played backwards in turn, and the numbers of changes and the
-    places of right choices take turns too. Where neighbouring frames are equal the
-    answer is what can be seen.
+    Answers are balanced: the category is asked of equally many clips of each category,
+    every other clip is played backwards, and the numbers of changes and the positions
+    of right options alternate, too. If neighbouring frames are equal, the answer counts
+    visible changes only.
 
     Args:
-        keys: B texts that the clips are known by.
-        names: B texts.
-        categories: B texts.
+        keys: B keys of the clips.
+        names: B names of the clips.
+        categories: B categories of the clips.
         frames: uint8 [B, T, h, w, 3].
         present: bool [B, T], false after the end of a clip.
-        choices: C, names to choose from.
-        seed: of which clip gets which question.
+        choices: C, number of options.
+        seed: random seed of the assignment of questions to clips.
 
     Raises:
         ValueError: fewer than C different names.
@@ -140,7 +140,7 @@ def _with_choices(
 
 
 def held_frames(length: int, different: int) -> np.ndarray:
-    """As many frames as there are, of which only some are different.
+    """Frame indices that repeat frames so that only some of them differ.
 
     >>> held_frames(8, 3).tolist()
     [0, 0, 0, 1, 1, 1, 2, 2]
@@ -149,7 +149,7 @@ def held_frames(length: int, different: int) -> np.ndarray:
 
 
 def count_changes(frames: np.ndarray) -> int:
-    """How many frames [T, h, w, 3] are not equal to the one before.
+    """Number of frames [T, h, w, 3] that differ from the previous one.
 
     >>> count_changes(np.array([1, 1, 2, 1]).reshape(4, 1, 1, 1))
     2
@@ -158,11 +158,11 @@ def count_changes(frames: np.ndarray) -> int:
 
 
 def answer_vocabulary(questions: Questions) -> tuple[str, ...]:
-    """The different answers of training questions, sorted; none if all are choices."""
+    """The distinct answers of training questions, sorted; empty for multiple choice."""
     return tuple(sorted({*questions.answer} - {""}))
 
 
 def answer_ids(questions: Questions, vocabulary: Sequence[str]) -> np.ndarray:
-    """Int32 [N], the answers' places in the vocabulary, -1 for those not in it."""
+    """Int32 [N], indices of the answers in the vocabulary, -1 for unknown answers."""
     places = {answer: i for i, answer in enumerate(vocabulary)}
     return np.asarray([places.get(a, -1) for a in questions.answer], np.int32)

@@ -14,21 +14,21 @@ from meta_opt.text_files import parse_json, read_json
 
 SHARD_NAME = "openclipart64.zip"
 SIZE = 64
-"""Side of the pictures in pixels."""
+"""Side of the images in pixels."""
 
 
 class DamagedShardError(ValueError):
-    """The shard's bytes are not those whose hash its JSON records."""
+    """The shard's contents do not match the hash in its JSON file."""
 
 
 @functools.cache
 def bundled_clipart(split: str) -> MemorySource:
-    """Returns a split of the drawings that ship with the package.
+    """Returns a split of the bundled drawings.
 
     Records are ``image`` uint8 [64, 64, 3] on white, ``text`` the title, ``label`` the
-    category, an index of the source's ``class_names``. The pictures are decoded once
-    in a process, and the same object is returned each time. No picture and no title
-    is in two splits.
+    category, an index into the source's ``class_names``. The images are decoded once
+    per process, and the same object is returned each time. No image or title is in two
+    splits.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
@@ -38,8 +38,8 @@ def bundled_clipart(split: str) -> MemorySource:
 
     Raises:
         ValueError: if there is no such split.
-        DamagedShardError: if the shard's bytes are not as recorded.
-        FileNotFoundError: if the shard is not there.
+        DamagedShardError: if the shard does not match its recorded hash.
+        FileNotFoundError: if the shard is missing.
 
     >>> bundled_clipart("test").class_names[0]
     'animals'
@@ -57,7 +57,7 @@ def read_shard(folder: Path, split: str) -> MemorySource:
         if not isinstance(class_names, list):
             raise ValueError("class_names is not a list")
         return _source(data, class_names, split)
-    # Whoever changes the JSON too may put anything in the shard.
+    # The hash does not protect against changes of both files, so check the contents.
     except (*ZIP_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedShardError(
             f"{shard} is damaged ({type(error).__name__}: {error})"

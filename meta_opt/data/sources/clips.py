@@ -1,4 +1,4 @@
-"""Clips with texts, where they come from, and which of them are held out."""
+"""Clips with texts, their sources, and held-out splits."""
 
 import dataclasses
 import os
@@ -14,14 +14,14 @@ from meta_opt.types import check_name
 
 
 class AskedQuestion(NamedTuple):
-    """A question that an annotator asked of a clip.
+    """An annotated question about a clip.
 
     Attributes:
-        kind: accuracy is reported by it.
-        question: a text.
-        answer: a text; "" if there are options.
-        options: answers to choose from, of all questions of a set equally many.
-        choice: the right one of them, -1 if there are none.
+        kind: name of the kind, by which accuracy is reported.
+        question: text of the question.
+        answer: text of the answer; "" if there are options.
+        options: answers to choose from; all questions of a set have equally many.
+        choice: index of the right option, -1 if there are none.
     """
 
     kind: str
@@ -33,18 +33,18 @@ class AskedQuestion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """One split: B clips.
+    """One split of B clips.
 
     Attributes:
         video: B arrays [T, ...] of any T, uint8 frames [T, h, w, 3] or float features
-            [T, D]; it may read them when they are asked for.
-        name: B texts that say what is seen.
-        category: B of them, the names of classes.
-        sentiment: float32 [B] on the scale of the source, NaN where it is not known.
-        key: B texts that the clips are known by, of no two the same.
-        captions: B times all texts that say what is seen; by default the name alone.
-        group: B texts; clips of one group are held out together. By default the key.
-        asked: B times the questions that the clips come with; by default none.
+            [T, D]; possibly a lazy sequence.
+        name: B texts that describe the clips.
+        category: B names of classes.
+        sentiment: float32 [B] on the scale of the source, NaN if unknown.
+        key: B unique keys of the clips.
+        captions: for each clip, all texts that describe it; by default the name only.
+        group: B names of groups, which are held out together; by default the key.
+        asked: for each clip, its annotated questions; by default none.
     """
 
     video: Sequence[np.ndarray]
@@ -57,7 +57,7 @@ class Clips:
     asked: Sequence[tuple[AskedQuestion, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Fills in what is left out."""
+        """Fills in the defaults."""
         defaults: dict[str, Sequence[Any]] = {
             "captions": [(name,) for name in self.name],
             "group": self.key,
@@ -71,7 +71,7 @@ class Clips:
         return len(self.key)
 
     def at(self, rows: Sequence[int] | np.ndarray) -> "Clips":
-        """The clips of these rows; no video is read."""
+        """The clips with these indices; no video is read."""
         rows = np.asarray(rows, int)
         return Clips(
             _Chosen(self.video, rows),
@@ -85,19 +85,19 @@ class Clips:
         )
 
     def at_most(self, count: int) -> "Clips":
-        """So many of them, drawn with a fixed seed and in order; 0 for all."""
+        """A subset of ``count`` clips with a fixed seed, in order; 0 for all."""
         if not count or len(self) <= count:
             return self
         order = np.random.default_rng(0).permutation(len(self))
         return self.at(np.sort(order[:count]))
 
     def with_sentiment(self) -> "Clips":
-        """Those whose sentiment is known."""
+        """The clips with known sentiment."""
         return self.at(np.flatnonzero(np.isfinite(self.sentiment)))
 
 
 class _Chosen(Sequence[np.ndarray]):
-    """Some items of a sequence, each got when it is asked for."""
+    """A subset of a sequence, with items read on access."""
 
     def __init__(self, items: Sequence[np.ndarray], rows: np.ndarray) -> None:
         self._items, self._rows = items, rows
@@ -113,10 +113,10 @@ class ClipSource(Protocol):
     """A set of clips with the splits ``train``, ``validation`` and ``test``."""
 
     def read(self, split: str) -> Clips:
-        """The clips of a split.
+        """Reads the clips of a split.
 
         Raises:
-            ValueError: no such split, or one without a clip.
+            ValueError: if there is no such split, or it has no clips.
         """
 
     def questions(
@@ -125,16 +125,16 @@ class ClipSource(Protocol):
         """Questions about clips.
 
         Args:
-            clips: B of a split.
-            frames: [B, T, ...], theirs, see `fit_frames`.
+            clips: B clips of a split.
+            frames: [B, T, ...], frames of the clips, see `fit_frames`.
             present: bool [B, T].
 
         Raises:
-            ValueError: if there is nothing to ask.
+            ValueError: if there are no questions.
         """
 
     def describe(self) -> Mapping[str, Any]:
-        """JSON values on what was read and what was left out, for a run's log."""
+        """JSON values that describe the data and what was skipped, for a run's log."""
 
 
 def _animated_emoji(split: str, data_dir: str | os.PathLike | None, side: int) -> Clips:
@@ -151,7 +151,7 @@ def _animated_emoji(split: str, data_dir: str | os.PathLike | None, side: int) -
 CLIPS: dict[str, Callable[[str, str | os.PathLike | None, int], Clips]] = {
     "animated_emoji": _animated_emoji
 }
-"""Sets of clips by name: ``(split, data_dir, side) -> Clips``."""
+"""Functions that read a set of clips, by name: ``(split, data_dir, side) -> Clips``."""
 
 
 def read_clips(
@@ -163,7 +163,7 @@ def read_clips(
         source: one of `CLIPS`.
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        side: of the frames in pixels.
+        side: side of the frames in pixels.
 
     Raises:
         ValueError: no such set or split, no clip, or a clip without frames.
@@ -183,14 +183,14 @@ def read_clips(
 
 @dataclasses.dataclass(frozen=True)
 class PreparedClips:
-    """A `ClipSource`: one of `CLIPS`, with questions made from names and frames.
+    """A `ClipSource` over one of `CLIPS`, with generated questions.
 
     Attributes:
-        name: of the set.
+        name: name of the set of clips.
         data_dir: the folder of datasets.
-        image_size: of the frames in pixels.
-        choices: C, names to choose from.
-        seed: of which clip gets which question.
+        image_size: side of the frames in pixels.
+        choices: C, number of options of a question.
+        seed: random seed of the assignment of questions to clips.
     """
 
     name: str
@@ -218,21 +218,21 @@ class PreparedClips:
         )
 
     def describe(self) -> Mapping[str, Any]:
-        """Nothing: all clips of the set are read."""
+        """Empty, since all clips of the set are read."""
         return {}
 
 
 def hold_out(clips: Clips, share: float) -> tuple[Clips, Clips]:
-    """Divides training clips into those to train on and meta-validation ones.
+    """Splits training clips into training and meta-validation clips.
 
-    A hash of its group decides over a clip.
+    The hash of a clip's group decides.
 
     Args:
-        clips: of the training split.
-        share: of meta-validation, 0 to 1.
+        clips: clips of the training split.
+        share: share of meta-validation clips, 0 to 1.
 
     Raises:
-        ValueError: if either has no clip.
+        ValueError: if either part is empty.
     """
     shares = {"validation": share}
     held = np.asarray([held_out_split(g, shares) == "validation" for g in clips.group])
@@ -246,14 +246,14 @@ def hold_out(clips: Clips, share: float) -> tuple[Clips, Clips]:
 
 
 def fit_frames(video: Sequence[np.ndarray], frames: int) -> tuple[np.ndarray, ...]:
-    """Clips of one length: longer ones at even distances, shorter ones filled up.
+    """Brings clips to the same length, by even subsampling or padding with zeros.
 
     Args:
         video: B arrays [any, ...], such as uint8 [any, h, w, 3], of one dtype.
         frames: T.
 
     Returns:
-        [B, T, ...], and bool [B, T], false where a clip is filled up with zeros.
+        [B, T, ...], and bool [B, T], false for padding.
 
     >>> clips = [np.ones((n, 1, 1, 3), np.uint8) for n in (1, 4)]
     >>> fit_frames(clips, 2)[1].tolist()

@@ -1,4 +1,4 @@
-"""Letters and digits drawn with the text fonts that Matplotlib carries."""
+"""Letters and digits rendered in the text fonts that Matplotlib bundles."""
 
 import functools
 import string
@@ -12,10 +12,11 @@ from meta_opt.data.records import check_split
 CHARACTERS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 
 SIDE = 16
-"""Side of the pictures in pixels."""
+"""Side of the images in pixels."""
 
 FONT_SIZES = (11, 12, 13, 14)
-"""Pixels an em; each font is drawn in each, and the largest fills the picture."""
+"""Font sizes in pixels per em; each font is rendered in each size, and the largest
+fills the image."""
 
 FONTS = {
     "train": (
@@ -40,21 +41,21 @@ FONTS = {
     ),
     "test": ("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 }
-"""The fonts of each split, by family, so that no design is in two splits.
+"""Fonts of each split, separated by family, so that no typeface is in two splits.
 
-Fonts of symbols are left out, and those without letters. Licences: DejaVu and STIX
-(free, see the files beside the fonts), Computer Modern (BaKoMa, free).
+Symbol fonts and fonts without letters are excluded. Licences: DejaVu and STIX (free,
+see the files beside the fonts), Computer Modern (BaKoMa, free).
 """
 
 
 def glyph_arrays(
     split: str, font_sizes: Sequence[int] = FONT_SIZES
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """Returns digits and letters, white on black, with the character as label.
+    """Returns images of digits and letters, white on black, labelled by character.
 
     Args:
-        split: ``train``, ``validation`` or ``test``: each has families of its own.
-        font_sizes: pixels an em that every font is drawn in.
+        split: ``train``, ``validation`` or ``test``, with disjoint font families.
+        font_sizes: font sizes in pixels per em.
 
     Returns:
         Images uint8 [B, 16, 16], labels int32 [B], the K characters that labels index
@@ -62,7 +63,7 @@ def glyph_arrays(
 
     Raises:
         ValueError: if there is no such split.
-        FileNotFoundError: if a font is not there.
+        FileNotFoundError: if a font is missing.
         ImportError: if Matplotlib or Pillow is not installed.
     """
     check_split(split)
@@ -75,7 +76,7 @@ def glyph_arrays(
 
 @functools.cache
 def _drawn(font: str, size: int) -> np.ndarray:
-    """Draws all characters on one base line, each centred: uint8 [K, 16, 16]."""
+    """Renders all characters on a common baseline, each centred: uint8 [K, 16, 16]."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 

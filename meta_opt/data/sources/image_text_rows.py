@@ -1,4 +1,4 @@
-"""A user's own pictures with captions, or with questions and answers."""
+"""A user's own images with captions, or with questions and answers."""
 
 import dataclasses
 import logging
@@ -17,21 +17,22 @@ _SAID = tuple(f.name for f in dataclasses.fields(Fields) if f.name != "files")
 
 
 class ImageTextRows:
-    """Rows of `meta_opt.data.preprocessing.pictures.Pictures` over a user's samples.
+    """A user's samples as `meta_opt.data.preprocessing.pictures.Rows`.
 
-    A picture's captions are the sample's ``target``, or where it has none its ``text``.
-    What is asked about it is its ``prompt``; beside a ``target`` also its ``text``,
-    which comes first.
+    An image's captions are the sample's ``target`` or, if it has none, its ``text``.
+    Its prompt is the sample's ``prompt``, preceded by the ``text`` if there is a
+    ``target``.
 
     Args:
         path: see `meta_opt.data.sources.jsonl_samples.read_samples`.
 
     Attributes:
-        class_names: those of the labels, sorted; one, "", unless every sample has one.
-        captions: of each picture.
+        class_names: sorted names of the labels; the single name "" unless every sample
+            has a label.
+        captions: captions of each image.
 
     Raises:
-        ValueError: see `read_samples`; or a sample without picture or caption.
+        ValueError: see `read_samples`; or for a sample without image or caption.
 
     Example:
         >>> import tempfile
@@ -65,7 +66,7 @@ class ImageTextRows:
         self.class_names = tuple(sorted({str(label) for label in labels}))
         places = {name: i for i, name in enumerate(self.class_names)}
         self._labels = [places[str(label)] for label in labels]
-        # Files, not rows: a tar file has many.
+        # Cached by file, since a tar file has many rows.
         files = {sample.media["image"].file for sample in self._samples}
         self._present = {file for file in files if Media(file).exists()}
 
@@ -76,7 +77,7 @@ class ImageTextRows:
         """Reads a row.
 
         Raises:
-            OSError: if the file is not there or cannot be read.
+            OSError: if the file is missing or cannot be read.
         """
         sample = self._samples[index]
         prompt = sample.fields.reads if sample.fields.target else ""
@@ -84,17 +85,17 @@ class ImageTextRows:
         return Picture(data, self.captions[index], self._labels[index], prompt)
 
     def key(self, index: int) -> str:
-        """The picture's path from the JSONL file's folder, or tar file and member."""
+        """The image's path relative to the JSONL file, or tar file and member."""
         return self._samples[index].key
 
     def name(self, index: int) -> str:
-        """The picture's path, or that of the tar file with the member."""
+        """The image's path, or path of the tar file and member."""
         return self._samples[index].media["image"].name
 
     def digest(self) -> int:
-        """A checksum of what the samples say and of the sizes of their pictures.
+        """A checksum of the samples' fields and of the sizes of their files.
 
-        A picture that is not there counts as empty: reading it says what is wrong.
+        A missing file counts as empty; the error is raised on reading it.
         """
         found = 0
         for sample in self._samples:
@@ -102,7 +103,7 @@ class ImageTextRows:
             size = image.size
             if size < 0:
                 size = _size(image.file)
-            # Of the paths, which may be absolute, the key is what is left.
+            # Keys instead of paths, which may be absolute.
             said = ({}, *(getattr(sample.fields, name) for name in _SAID))
             about = (sample.key, size, said)
             found = zlib.crc32(repr(about).encode(), found)
@@ -113,13 +114,13 @@ class ImageTextRows:
         return self._samples[index].fields.split
 
     def has_vanished(self, index: int) -> bool:
-        """Whether the picture's file, or tar file, has gone since it was listed."""
+        """Whether the image's file has disappeared since it was listed."""
         file = self._samples[index].media["image"].file
         return file in self._present and not file.is_file()
 
 
 def _size(file: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
+    """Size of a file in bytes; 0 if it is missing."""
     try:
         found = file.stat()
     except OSError:

@@ -1,8 +1,8 @@
 """A user's own samples: a JSONL file, or WebDataset tar files.
 
-JSONL: an object a line with the keys of `meta_opt.data.sources.sample_schema`; paths
-are relative to the file. WebDataset: see `meta_opt.data.sources.webdataset`. Media are
-read when asked for.
+JSONL: one object per line with the keys of `meta_opt.data.sources.sample_schema`; paths
+are relative to the file. WebDataset: see `meta_opt.data.sources.webdataset`. Media
+files are read on access.
 """
 
 import collections
@@ -26,7 +26,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path of this module's.
+    """Whether a name denotes a path that this module reads, rather than a data set.
 
     >>> is_path("captions.jsonl"), is_path("shards/{00..12}.tar"), is_path("emoji")
     (True, True, False)
@@ -36,18 +36,18 @@ def is_path(name: str) -> bool:
 
 
 def read_samples(path: str | os.PathLike) -> list[Sample]:
-    """Reads what the samples say, and where their files are.
+    """Reads the fields of samples and the locations of their media files.
 
-    Keys that are not of the schema are ignored with a warning that names them.
+    Unknown keys are ignored with a warning that lists them.
 
     Args:
         path: a JSONL file, a folder of tar files, or tar files: one, a glob
             (``shards/*.tar``), or a range in braces (``shards/{0000..0099}.tar``).
 
     Raises:
-        ValueError: a path of no such kind, a line or sample that is none (it is named),
-            or no sample at all.
-        FileNotFoundError: no such JSONL file.
+        ValueError: an unsupported path, an invalid line or sample (the message names
+            it), or no sample at all.
+        FileNotFoundError: the JSONL file does not exist.
 
     Example:
         >>> import tempfile
@@ -102,9 +102,9 @@ def _from_jsonl(path: Path, ignored: collections.Counter[str]) -> Iterator[Sampl
 
 
 class _Keys:
-    """Paths of files from a folder, however a line spells them, links followed.
+    """Normalised paths of files relative to a folder, with symbolic links resolved.
 
-    Folders are followed once each: of a million files there are few.
+    Each folder is resolved once, since even a million files have few folders.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,7 +112,7 @@ class _Keys:
         self._within: dict[str, str] = {}
 
     def of(self, name: str) -> str:
-        """The path from the folder, with slashes."""
+        """The path relative to the folder, with forward slashes."""
         head, tail = os.path.split(name)
         plain = tail not in ("", os.curdir, os.pardir)
         if not plain or os.path.islink(os.path.join(self._folder, name)):
@@ -130,7 +130,7 @@ class _Keys:
 def _tar_files(pattern: str) -> Sequence[Path]:
     path = Path(pattern)
     if path.is_dir():
-        # Copies made on a Mac have ._ files beside them.
+        # Copies from macOS come with ._ files.
         tars = sorted(p for p in path.glob("*.tar") if not p.name.startswith("."))
     else:
         tars = _expand(pattern)
@@ -142,27 +142,27 @@ def _tar_files(pattern: str) -> Sequence[Path]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    """Tar files that a pattern with braces and wildcards names.
+    """Tar files that match a pattern with braces and wildcards.
 
     Raises:
-        ValueError: a file between braces that is not there.
+        ValueError: a file of the braces is missing.
     """
     parts = _BRACES.split(pattern)
     choices = [_alternatives(p) if i % 2 else [p] for i, p in enumerate(parts)]
     found: list[Path] = []
     for combination in itertools.product(*choices):
         name = "".join(combination)
-        # A name with brackets may be meant as it is.
+        # A name with brackets may be literal.
         matches = [name] if Path(name).is_file() else sorted(glob.glob(name))
         if not matches and len(parts) > 1:
             raise ValueError(f"{pattern}: there is no {name}")
-        # Those that are compressed are refused by name.
+        # Compressed files are rejected later, by name.
         found += [Path(m) for m in matches if m.endswith((".tar", *COMPRESSED))]
     return found
 
 
 def _alternatives(inside: str) -> list[str]:
-    """What stands between braces: ``00..12`` or ``a,b``."""
+    """Expands the inside of braces: ``00..12`` or ``a,b``."""
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if ends is None:
         return inside.split(",")

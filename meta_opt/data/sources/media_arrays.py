@@ -1,4 +1,4 @@
-"""Prepared datasets of speech, stamps and clips as arrays, for tasks in memory."""
+"""Prepared datasets of speech, stamps and clips as arrays, for in-memory tasks."""
 
 import collections
 import os
@@ -21,17 +21,17 @@ def klettres_arrays(
     data_dir: str | os.PathLike | None = None,
     min_clips: int = 40,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Returns spoken letters and syllables with the language they are spoken in.
+    """Returns spoken letters and syllables, labelled by language.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        min_clips: languages with fewer clips, over all splits, are left out.
+        min_clips: smallest number of clips of a language, over all splits.
 
     Returns:
         Log-mel spectrograms float32 [B, 32, 24] of
-        `meta_opt.data.preprocessing.audio.log_mel`, labels int32 [B], and the K codes
-        of languages, which are the same for every split.
+        `meta_opt.data.preprocessing.audio.log_mel`, labels int32 [B], and the K
+        language codes, which are the same for every split.
 
     Raises:
         MissingDataError: if the dataset has not been prepared; it names the command.
@@ -54,7 +54,7 @@ class AsteriskArrays(NamedTuple):
         mel: log-mel spectrograms, float32 [B, 32, 24].
         voice: int32 [B], an index into ``voices``.
         key: int32 [B], an index into ``keys``.
-        texts: what the English voice says, B of them.
+        texts: B English transcripts.
         voices: V names of voices, sorted.
         keys: K names of prompts, sorted.
     """
@@ -74,22 +74,22 @@ def asterisk_arrays(
     held_out: str | None = None,
     folders: Sequence[str] | None = None,
 ) -> AsteriskArrays:
-    """Returns the prompts that all voices have and that were short enough to be whole.
+    """Returns the prompts that all voices have and that were not truncated.
 
-    There are two ways to split them. As the dataset is stored, a prompt is in one
-    split in all voices, which suits telling voices apart. With ``held_out``, train is
-    all prompts of the other voices, and the prompts of that voice are dealt to
-    validation and test in turn, which suits telling prompts apart.
+    There are two ways to split them. By default all voices of a prompt share a split,
+    for classification of voices. With ``held_out``, train has all prompts of the other
+    voices, and the prompts of the held-out voice alternate between validation and test,
+    for classification of prompts.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        held_out: a voice; None takes the stored split.
-        folders: keep only prompts of these, of ``digits``, ``letters``, ``phonetic``
-            and others; None keeps all.
+        held_out: name of the held-out voice; None uses the stored split.
+        folders: folders of prompts to keep, such as ``digits``, ``letters`` and
+            ``phonetic``; None keeps all.
 
     Returns:
-        The clips; ``voices`` and ``keys`` are the same for every split.
+        The clips of the split; ``voices`` and ``keys`` are the same for every split.
 
     Raises:
         MissingDataError: if the dataset has not been prepared; it names the command.
@@ -151,14 +151,14 @@ def tuxpaint_arrays(
     speech_languages: Sequence[str] = ("fr", "ro", "ru", "bg", "ca", "es", "be", "el"),
     min_items: int = 20,
 ) -> dict[str, Any]:
-    """Returns stamps with a category, a caption in many languages, and a spoken one.
+    """Returns stamps with category, captions in many languages, and a spoken caption.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        size: side of the pictures in pixels.
-        speech_languages: the spoken caption is in the first of these that a stamp has.
-        min_items: categories with fewer stamps, over all splits, are left out.
+        size: side of the images in pixels.
+        speech_languages: languages of the spoken caption, in order of preference.
+        min_items: smallest number of stamps of a category, over all splits.
 
     Returns:
         ``image`` uint8 [B, size, size, 3]; ``label`` int32 [B]; ``class_names``, the K
@@ -209,8 +209,8 @@ def animated_emoji_arrays(
     Args:
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        size: side of the frames in pixels; 32 keeps them as they are stored.
-        min_items: categories with fewer clips, over all splits, are left out.
+        size: side of the frames in pixels; 32 is the stored size.
+        min_items: smallest number of clips of a category, over all splits.
 
     Returns:
         ``video`` uint8 [B, 8, size, size, 3]; ``label`` int32 [B]; ``class_names``, the
@@ -246,7 +246,7 @@ def animated_emoji_arrays(
 
 
 def frequent(values: Iterable[str], at_least: int) -> tuple[str, ...]:
-    """Returns the values that occur often enough to be a class, sorted.
+    """Returns the values that occur at least ``at_least`` times, sorted.
 
     >>> frequent(["b", "a", "c", "b", "a"], 2)
     ('a', 'b')
@@ -269,7 +269,7 @@ def _fitted(frame: np.ndarray, size: int) -> np.ndarray:
 def spoken_caption(
     row: dict[str, Any], languages: Sequence[str]
 ) -> tuple[str, np.ndarray]:
-    """The stamp's clip in the first of the languages that it has, and that language."""
+    """The spoken caption in the first available language, and that language."""
     ends = np.cumsum(row["speech_lengths"])[:-1]
     clips = np.split(row["speech"], ends.astype(np.int64))
     found = dict(zip(row["speech_languages"], clips, strict=False))
@@ -280,7 +280,7 @@ def spoken_caption(
 def label_column(
     rows: Sequence[dict[str, Any]], column: str, names: Sequence[str]
 ) -> np.ndarray:
-    """The places of a column's values among ``names``, int32 [B]."""
+    """Indices of a column's values in ``names``, int32 [B]."""
     index = {name: i for i, name in enumerate(names)}
     return np.asarray([index[row[column]] for row in rows], np.int32)
 
@@ -288,5 +288,5 @@ def label_column(
 def sorted_rows(
     name: str, split: str, data_dir: str | os.PathLike | None, key: str
 ) -> list[dict[str, Any]]:
-    """Reads a split; records lie in shuffled files, keys give a lasting order."""
+    """Reads a split, sorted by keys, since the stored order is shuffled."""
     return sorted(read_records(name, split, data_dir), key=lambda row: row[key])

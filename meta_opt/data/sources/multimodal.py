@@ -1,4 +1,4 @@
-"""The benchmark suite's tasks on real data, with fixed splits."""
+"""Tasks of the benchmark suite on real data, with fixed splits."""
 
 import collections
 import os
@@ -28,15 +28,15 @@ _SPEECH = ("fr", "ro", "ru", "bg", "ca", "es", "be", "el")
 
 
 def find_task(name: str, max_unreadable: int = 100) -> MultimodalTask:
-    """A task by its name, or by the path of a user's own samples.
+    """Finds a task by its name, or by the path of a user's own samples.
 
     Args:
-        name: one of `TASKS`, or a path as
-            `meta_opt.data.sources.jsonl_samples.read_samples` takes it.
-        max_unreadable: files of the user's own that may be skipped as unreadable.
+        name: one of `TASKS`, or a path for
+            `meta_opt.data.sources.jsonl_samples.read_samples`.
+        max_unreadable: largest number of unreadable files of the user's to skip.
 
     Raises:
-        ValueError: no such task, or a file that says none; see
+        ValueError: no such task, or a file that does not define one; see
             `meta_opt.data.sources.sample_task.sample_task`.
     """
     if is_path(name):
@@ -54,10 +54,10 @@ def read_task(
         name: see `find_task`.
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        side: of pictures and frames in pixels.
+        side: side of images and frames in pixels.
 
     Raises:
-        ValueError: no such task or split, or a class without a sample to train on.
+        ValueError: no such task or split, or a class without training samples.
         MissingDataError: if the dataset has not been prepared; it names the command.
     """
     return read_split(find_task(name), name, split, data_dir, side)
@@ -70,7 +70,7 @@ def read_split(
     data_dir: str | os.PathLike | None,
     side: int,
 ) -> Samples:
-    """`read_task` of a task that is found already; messages call it ``name``."""
+    """As `read_task`, for a task object; ``name`` is its name in messages."""
     check_split(split)
     found = task.read(split, data_dir, side)
     if split == "train":
@@ -109,7 +109,7 @@ def _tuxpaint(*modalities: str) -> MultimodalTask:
 
 def _openclipart(kind: str) -> MultimodalTask:
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
-        # The split of the retrieval set: titles that say something.
+        # The images of the retrieval set, which have meaningful titles.
         source = tfds_source("openclipart", split, data_dir, image_size=side)
         titles = [captions[0] for captions in source.captions]
         if kind != "classify":
@@ -184,7 +184,7 @@ def _animated_emoji(kind: str) -> MultimodalTask:
 
 
 def _emoji(kind: str) -> MultimodalTask:
-    """One artist's emoji with their names: category, captions, or retrieval."""
+    """One artist's emoji with their names: classification, captioning or retrieval."""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         source = tfds_source(
@@ -193,7 +193,8 @@ def _emoji(kind: str) -> MultimodalTask:
         image = source.images()
         names = [captions[0] for captions in source.captions]
         if kind == "classify":
-            # Some categories are in the name: of every other emoji it is kept back.
+            # Some names contain the category, so the name of every other emoji is
+            # hidden.
             texts = ["" if i % 2 else name for i, name in enumerate(names)]
             return Samples(
                 image=image,
@@ -211,7 +212,7 @@ def _emoji(kind: str) -> MultimodalTask:
 
 
 def _klettres(asked: str, at_least: int) -> MultimodalTask:
-    """Spoken letters and syllables, classified by text or by language."""
+    """Spoken letters and syllables, labelled by text or by language."""
 
     def read(split: str, data_dir: str | os.PathLike | None, side: int) -> Samples:
         parts = {
@@ -245,10 +246,10 @@ FOR_META_TRAINING: dict[str, MultimodalTask] = {
     "emoji_pairs": _emoji("retrieve"),
     "emoji_names": _emoji("caption"),
     "klettres_language": _klettres("language", 30),
-    # Many classes of few samples each.
+    # Many classes with few samples each.
     "klettres_text": _klettres("text", 3),
 }
-"""Tasks of other data sets, of which none is in the benchmark."""
+"""Tasks on data sets that are not part of the benchmark."""
 
 TASKS = {**SUITE, **FOR_META_TRAINING}
-"""All of them."""
+"""All tasks by name."""

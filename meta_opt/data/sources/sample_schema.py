@@ -1,9 +1,9 @@
-"""The keys that a user's sample may have: one schema for every command.
+"""The schema of a user's samples, which is the same for all commands.
 
 ========== =================================================================
 key        value
 ========== =================================================================
-``image``  path of a picture, relative to the file that names it
+``image``  path of an image, relative to the file that names it
 ``audio``  path of a sound file
 ``video``  path of an animated WebP, GIF or PNG
 ``text``   a text that belongs to it: a caption, a title, a sentence; or a list
@@ -16,7 +16,7 @@ key        value
 ``split``  ``train``, ``validation`` or ``test``; without it a hash decides
 ========== =================================================================
 
-A null, and an empty ``text`` or ``prompt``, is as if the key were not there.
+A null, and an empty ``text`` or ``prompt``, count as a missing key.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from meta_opt.data.records import SPLITS
 from meta_opt.types import near_match
 
 MEDIA = ("image", "video", "audio")
-"""Keys that name files; the first that a sample has decides its split."""
+"""Keys of media files; the first one of a sample decides its split."""
 ASKED = ("label", "score", "target")
-"""Keys of what a model is to give."""
+"""Keys of targets."""
 KEYS = ("image", "audio", "video", "text", "prompt", *ASKED, "split")
 
 _ALIKE = 0.75
-"""Of `difflib`: keys as much alike as this are taken for misspelt."""
+"""Similarity of `difflib` from which on a key counts as misspelt."""
 _OTHER_NAMES = {
     "caption": "target",
     "answer": "target",
@@ -45,19 +45,19 @@ _OTHER_NAMES = {
     "file_name": "image",
     "class": "label",
 }
-"""What other formats, and this one before, call a key."""
+"""Names of a key in other formats and in earlier versions of this one."""
 _SHOWN = 60
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 class Media(NamedTuple):
-    """Where a picture, sound or clip is: a whole file, or bytes of one.
+    """Location of an image, audio or video clip: a whole file, or a part of one.
 
     Attributes:
         file: the path.
-        offset: of the first byte.
-        size: in bytes; -1 for all there are.
-        member: its name in the tar file that ``file`` is, else "".
+        offset: offset of the first byte.
+        size: size in bytes; -1 for the whole file.
+        member: name of the member if ``file`` is a tar file, else "".
     """
 
     file: Path
@@ -67,11 +67,11 @@ class Media(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return str(self.file / self.member) if self.member else str(self.file)
 
     def exists(self) -> bool:
-        """Whether the file is there: not where its name is longer than any can be.
+        """Whether the file exists; false for names that exceed the system's limit.
 
         >>> Media(Path("a" * 1000)).exists()
         False
@@ -82,7 +82,7 @@ class Media(NamedTuple):
             return False
 
     def read(self) -> bytes:
-        """Its bytes; raises OSError where the file cannot be read."""
+        """Reads its bytes; raises OSError if the file cannot be read."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             return stream.read(self.size)
@@ -90,16 +90,16 @@ class Media(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fields:
-    """The values of a sample's keys (see the module); files by name only.
+    """The values of a sample's keys (see the module); media files are not opened.
 
     Attributes:
-        files: paths by their key, one of `MEDIA`.
-        text: all its texts.
-        prompt: "" where nothing is asked in words.
-        label: name of a class.
-        score: a number.
-        target: all texts that would be right.
-        split: where the sample says it.
+        files: paths by key, one of `MEDIA`.
+        text: all texts of the sample.
+        prompt: the question; "" for none.
+        label: name of the class.
+        score: regression target.
+        target: all right answers.
+        split: split of the sample, if it is given.
     """
 
     files: Mapping[str, str]
@@ -112,7 +112,7 @@ class Fields:
 
     @property
     def reads(self) -> str:
-        """What a model reads as text: the first text, then the prompt."""
+        """The text input of a model: the first text, then the prompt."""
         return "\n".join(part for part in (*self.text[:1], self.prompt) if part)
 
 
@@ -122,9 +122,9 @@ class Sample:
 
     Attributes:
         where: file and line, or tar file and sample, for messages.
-        key: what decides its split: of two samples of one file the same.
-        media: by their key, one of `MEDIA`.
-        fields: its texts, what is asked for, and its split.
+        key: key that decides its split; samples of the same file share it.
+        media: media by key, one of `MEDIA`.
+        fields: texts, targets and split.
     """
 
     where: str
@@ -134,7 +134,7 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """Its first file, or where it stands."""
+        """The name of its first file, or its location."""
         return next((m.name for m in self.media.values()), self.where)
 
 
@@ -142,15 +142,15 @@ def parse_fields(value: Any) -> tuple[Fields, tuple[str, ...]]:
     """Checks a JSON value against the schema.
 
     Args:
-        value: of a line, or of a tar file's ``.json``.
+        value: JSON value of a line, or of a tar file's ``.json`` member.
 
     Returns:
-        What it says, and its keys that are ignored, since they resemble none that is
-        known and missing.
+        The fields, and the keys that are ignored since they do not resemble a missing
+        key.
 
     Raises:
-        ValueError: a value that is not an object or says nothing to be read, a misspelt
-            key, or a value of another type.
+        ValueError: a value that is not an object or has no inputs, a misspelt key, or a
+            value of the wrong type.
 
     >>> fields, ignored = parse_fields({"text": "well done", "label": 1, "id": 7})
     >>> fields.text, fields.label, ignored
@@ -183,7 +183,7 @@ def parse_fields(value: Any) -> tuple[Fields, tuple[str, ...]]:
 
 
 def _check_unknown(key: str, given: Mapping[str, Any]) -> None:
-    """Raises ValueError for a key that stands for one that is missing."""
+    """Raises ValueError for an unknown key that resembles a missing one."""
     missing = [known for known in KEYS if known not in given]
     meant = difflib.get_close_matches(key.casefold(), missing, n=1, cutoff=_ALIKE)
     if (other := _OTHER_NAMES.get(key.casefold())) in missing:
@@ -227,7 +227,7 @@ def _path(key: str, value: Any) -> str:
 def _label(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    # Tables with empty cells make 1.0 of a 1.
+    # Tables with empty cells turn 1 into 1.0.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int):
@@ -244,7 +244,7 @@ def _score(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"`score` must be a number, not {_shown(value)}")
     largest = float(np.finfo(np.float32).max)
-    # Not a number fails this too.
+    # NaN fails this check, too.
     if not -largest <= value <= largest:
         raise ValueError(f"`score`={_shown(value)} is not finite in 32 bits")
     return float(value)

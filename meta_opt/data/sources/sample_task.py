@@ -1,7 +1,7 @@
-"""A user's own samples of several modalities as a task.
+"""Tasks on a user's own multimodal samples.
 
-What is asked for is what the samples have, a ``label``, a ``score`` or a ``target``.
-With none of these, the task is image-text retrieval.
+The target is the key that the samples have: ``label``, ``score`` or ``target``. With
+none of these, the task is image-text retrieval.
 """
 
 import os
@@ -20,25 +20,26 @@ from meta_opt.data.sources.sample_schema import ASKED, MEDIA, Media, Sample
 from meta_opt.data.splits import held_out_split
 
 FRAMES = 8
-"""Of a clip."""
+"""Number of frames of a clip."""
 _SECONDS = 30.0
-"""Of sound that is kept; Whisper's longest."""
+"""Largest duration of audio in seconds, that of Whisper's input."""
 _KINDS = {"label": "classify", "score": "score", "target": "caption"}
 
 
 def sample_task(path: str | os.PathLike, max_unreadable: int = 100) -> MultimodalTask:
-    """The task that a user's own samples define; media are read split by split.
+    """The task that a user's own samples define; media are read per split.
 
-    Samples with a file that cannot be read are skipped and counted.
+    Samples with an unreadable file are skipped and counted.
 
     Args:
         path: see `meta_opt.data.sources.jsonl_samples.read_samples`.
         max_unreadable: files that may be skipped, of all splits together.
 
     Raises:
-        ValueError: see `read_samples`; or a sample that asks for two things, for
-            something else than the first one, or lacks half of a pair (it is named).
-        FileNotFoundError: no such file.
+        ValueError: see `read_samples`; or a sample with two targets, with another
+            target than the first sample, or without one half of a pair (the message
+            names it).
+        FileNotFoundError: the file does not exist.
 
     Example:
         >>> import tempfile
@@ -58,8 +59,8 @@ def task_of(
     """The task that samples define; see `sample_task`.
 
     Args:
-        samples: at least one.
-        name: of their source, for messages.
+        samples: one or more samples.
+        name: name of their source, for messages.
         max_unreadable: files that may be skipped, of all splits together.
 
     Raises:
@@ -91,11 +92,11 @@ def task_of(
 
 
 class LoadedSamples(NamedTuple):
-    """Samples whose files could be read, and their arrays.
+    """Readable samples and their arrays.
 
     Attributes:
-        kept: B samples.
-        arrays: of these.
+        kept: the B readable samples.
+        arrays: arrays of these samples.
     """
 
     kept: list[Sample]
@@ -114,16 +115,16 @@ def load_samples(
     """Reads the files of samples.
 
     Args:
-        samples: all with what ``kind`` asks for.
-        kind: one of `meta_opt.data.samples.KINDS`; None reads the inputs alone.
-        modalities: that are read; others of a sample are left out.
-        class_names: K, of which the labels are.
-        side: of pictures and frames in pixels.
-        unreadable: counts the files that are skipped, with their samples.
-        name: for the progress bar.
+        samples: samples that all have the target of ``kind``.
+        kind: one of `meta_opt.data.samples.KINDS`; None reads inputs only.
+        modalities: modalities to read; others are ignored.
+        class_names: names of the K classes.
+        side: of images and frames in pixels.
+        unreadable: counter of unreadable files, whose samples are skipped.
+        name: name of the progress bar.
 
     Raises:
-        UnreadableFilesError: more files than may be skipped.
+        UnreadableFilesError: more files are unreadable than may be skipped.
     """
     rows = _with_media(name, samples, modalities, side, unreadable)
     kept = [row.sample for row in rows]
@@ -139,7 +140,7 @@ def load_samples(
 
 
 def _kind(sample: Sample) -> str:
-    """What a sample asks for, one of `meta_opt.data.samples.KINDS`."""
+    """The kind of a sample's target, one of `meta_opt.data.samples.KINDS`."""
     fields = sample.fields
     asked = [key for key in ASKED if getattr(fields, key) not in (None, ())]
     if len(asked) > 1:
@@ -178,7 +179,7 @@ def _with_media(
     side: int,
     unreadable: Unreadable,
 ) -> list[_Row]:
-    """Those samples whose files can be read."""
+    """Reads the files of samples and skips unreadable samples."""
     from tqdm import tqdm
 
     rows = []
@@ -191,7 +192,7 @@ def _with_media(
                 media[modality] = _array(modality, where, side)
             except ImportError:
                 raise
-            # A decoder raises anything on a damaged file.
+            # Decoders raise exceptions of any type for damaged files.
             except Exception as error:
                 unreadable.add(where.name, f"{type(error).__name__}: {error}")
                 break
@@ -236,7 +237,7 @@ def _columns(
 def _asked(
     samples: Sequence[Sample], kind: str, class_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Fields of `Samples`: what is asked for."""
+    """Fields of `Samples`: the targets."""
     fields = [sample.fields for sample in samples]
     if kind == "classify":
         place = {name: i for i, name in enumerate(class_names)}

@@ -1,4 +1,4 @@
-"""Writes samples into files, as other tools and `meta_opt.fit` read them."""
+"""Writes samples to files that `meta_opt.fit` and other tools read."""
 
 import os
 from collections.abc import Mapping
@@ -15,18 +15,19 @@ _FRAME_MS = 100
 
 
 def write_samples(parts: Mapping[str, Samples], folder: str | os.PathLike) -> Path:
-    """Writes a JSONL file and beside it pictures, clips and sounds, without loss.
+    """Writes a JSONL file and its images, clips and audio files, losslessly.
 
     Args:
         parts: samples by split.
         folder: created if needed. The JSONL file is written last.
 
     Returns:
-        The JSONL file, as `meta_opt.data.sources.jsonl_samples.read_samples` takes it.
-        Each sample has the key ``split``, and those that it has a value for.
+        The path of the JSONL file, for
+        `meta_opt.data.sources.jsonl_samples.read_samples`. Each sample has the key
+        ``split``, and the keys that it has values for.
 
     Raises:
-        ImportError: if ``soundfile`` is not installed and there are sounds.
+        ImportError: if there is audio and ``soundfile`` is not installed.
 
     Example:
         >>> import tempfile
@@ -56,7 +57,7 @@ def write_samples(parts: Mapping[str, Samples], folder: str | os.PathLike) -> Pa
 
 
 def _write(modality: str, samples: Samples, i: int, folder: Path, stem: str) -> str:
-    """Writes one file and returns its path in the folder; of a text the text itself."""
+    """Writes one file and returns its relative path; returns texts as they are."""
     value = samples.inputs()[modality][i]
     if modality == "text":
         return value
@@ -83,7 +84,7 @@ def _write(modality: str, samples: Samples, i: int, folder: Path, stem: str) -> 
 
 
 def _asked(samples: Samples, i: int) -> dict[str, Any]:
-    """What is asked for; nothing where a picture and its text are to be paired."""
+    """The target of a sample; empty for image-text retrieval."""
     if len(samples.label):
         return {"label": samples.class_names[samples.label[i]]}
     if len(samples.score):

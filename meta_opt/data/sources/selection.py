@@ -1,4 +1,4 @@
-"""Which of Open Clip Art's pictures suit retrieval and classification."""
+"""Selection of Open Clip Art images for retrieval and classification."""
 
 import collections
 import dataclasses
@@ -24,20 +24,20 @@ CATEGORIES = (
     "tools",
     "transportation",
 )
-"""The categories with at least 25 pictures after :func:`select`."""
+"""The categories with at least 25 images after :func:`select`."""
 
 CLASS_NAMES = tuple(name.replace("_", " ") for name in CATEGORIES)
-"""The same in words; labels index them."""
+"""The categories in words, which labels index."""
 
 _LEFT_OUT = re.compile(
-    # Near-copies of one drawing, and folders that are not categories.
+    # Near duplicates of one drawing, and folders that are not categories.
     r"shapes/stars/|computer/icons/|recreation/games/cards/|special/|unsorted/"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What the selection looks at: a picture's path, title and keywords."""
+    """The metadata used for selection: an image's path, title and keywords."""
 
     path: str
     title: str
@@ -57,18 +57,18 @@ class Described:
 def select(
     items: Sequence[Described], max_title_uses: int = 2, class_limit: int | None = None
 ) -> list[int]:
-    """Returns the indices of the pictures that stay, in the order given.
+    """Returns the indices of the selected images, in the given order.
 
-    Left out are stars, icon themes, playing cards and the folders ``special`` and
-    ``unsorted``; categories outside :data:`CATEGORIES`; pictures without a title, and
-    those whose title more than ``max_title_uses`` pictures share. Since a title lies
-    in one split, this gives the same for a split as for all of them together.
+    Excluded are stars, icon themes, playing cards and the folders ``special`` and
+    ``unsorted``; categories outside of :data:`CATEGORIES`; and images without a title,
+    or whose title is shared by more than ``max_title_uses`` images. Since a title lies
+    in one split, selecting per split or over all splits gives the same result.
 
     Args:
-        items: the pictures.
-        max_title_uses: how often a title may be used, case ignored.
-        class_limit: the most pictures of a category; those with the smallest hash of
-            their path stay. None sets no limit.
+        items: metadata of the images.
+        max_title_uses: largest number of images with the same title, ignoring case.
+        class_limit: largest number of images per category; those with the smallest hash
+            of their path are kept. None sets no limit.
     """
     suitable = [
         i
@@ -91,9 +91,9 @@ def select(
 
 
 def captions(item: Described) -> tuple[str, ...]:
-    """Returns the title, and where there are keywords the title followed by them.
+    """Returns the title and, if there are keywords, the title followed by them.
 
-    Keywords that say nothing (the category, file tags such as ``0x9c7e034``) go.
+    Uninformative keywords (the category, file tags such as ``0x9c7e034``) are dropped.
     """
     noise = {"hash", "unsorted", "sign", item.category, *item.category.split("_")}
     words = [

@@ -1,4 +1,4 @@
-"""Members of a tar file that lies on disk, none of which is unpacked."""
+"""Lists the members of a tar file on disk without unpacking them."""
 
 import io
 import os
@@ -7,12 +7,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 MAX_MEMBERS = 10_000_000
-"""Files with more are refused: what is kept of each is some hundred bytes."""
+"""Largest number of members, each of which takes some hundred bytes of memory."""
 _BLOCK = 512
 
 
 class _Bounded(io.BufferedReader):
-    """Reads at most what is there: a header that says gigabytes allocates none."""
+    """A reader that is limited to the file's size, whatever size a header claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -27,11 +27,11 @@ def read_members(path: Path) -> Generator[tarfile.TarInfo, None, None]:
     """The members of a tar file, in its order.
 
     Args:
-        path: of the file, not compressed.
+        path: path of the uncompressed file.
 
     Raises:
-        ValueError: no tar file, or one that is damaged, cut short, two in one, or has
-            more than `MAX_MEMBERS`; it is named.
+        ValueError: not a tar file, or one that is damaged, truncated, a concatenation
+            of two, or has more than `MAX_MEMBERS`; the message names it.
     """
     end = -1
     try:
@@ -39,15 +39,15 @@ def read_members(path: Path) -> Generator[tarfile.TarInfo, None, None]:
             for count, member in enumerate(tar, start=1):
                 if count > MAX_MEMBERS:
                     raise tarfile.ReadError(f"more than {MAX_MEMBERS:,} members")
-                # A size below 0 would lead back to where it was read.
+                # A negative size would lead to an endless loop.
                 if member.size < 0 or member.offset_data <= end:
                     raise tarfile.ReadError(f"the size of {member.name!r} is below 0")
                 end = member.offset_data
-                # `tarfile` would keep a kilobyte of each.
+                # Otherwise `tarfile` keeps a kilobyte per member.
                 tar.members.clear()  # type: ignore[attr-defined]
                 yield member
             offset = tar.offset
-    # Headers that lead to headers are read by recursion, and numbers are not checked.
+    # `tarfile` reads nested headers recursively and does not check numbers.
     except (tarfile.TarError, RecursionError, OverflowError, ValueError) as error:
         problem = str(error) or type(error).__name__
         message = f"{path} is not a tar file or is cut short ({problem})"
@@ -56,9 +56,9 @@ def read_members(path: Path) -> Generator[tarfile.TarInfo, None, None]:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Raises ValueError where the mark that ends a tar file is not at the offset.
+    """Raises ValueError if the end-of-archive marker is not at the offset.
 
-    Where a member's header is damaged or missing, `tarfile` ends without a word.
+    `tarfile` stops silently at a damaged or missing header of a member.
     """
     size = os.path.getsize(path)
     with path.open("rb") as stream:

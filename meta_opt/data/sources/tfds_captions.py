@@ -1,4 +1,4 @@
-"""Any prepared TFDS dataset of captioned pictures, read without its code."""
+"""Any prepared TFDS dataset of captioned images, read without its code."""
 
 import os
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ from meta_opt.text_files import decode_text
 from meta_opt.types import near_match
 
 CAPTIONS = ("caption", "captions", "text", "texts", "title", "name")
-"""Features that captions are looked for in, in this order."""
+"""Names of caption features, in order of preference."""
 
 
 class TfdsCaptions:
-    """Rows of `meta_opt.data.preprocessing.pictures.Pictures` over a TFDS split.
+    """A TFDS split as `meta_opt.data.preprocessing.pictures.Rows`.
 
-    The dataset must have been prepared with ``file_format="array_record"``, the one
-    that is read without TensorFlow. Captions are one text, a sequence of them, or a
-    sequence of dicts with a ``text``, as in ``coco_captions``. There are no classes.
+    The dataset must have been prepared with ``file_format="array_record"``, which can
+    be read without TensorFlow. Captions are a text, a sequence of texts, or a sequence
+    of dicts with a ``text``, as in ``coco_captions``. There are no classes.
 
     Args:
-        name: of the dataset in ``data_dir``, such as ``coco_captions/2017``.
-        split: such as ``train``.
+        name: name of the dataset in ``data_dir``, such as ``coco_captions/2017``.
+        split: name of the split, such as ``train``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
 
     Raises:
-        ValueError: a dataset that is not there or in another format, or has no such
-            split, no picture or no caption; it says what there is.
+        ValueError: a dataset that is missing or in another format, or has no such
+            split, no image or no caption; the message says what exists.
         ImportError: if TensorFlow Datasets is not installed.
 
     Example:
@@ -74,20 +74,20 @@ class TfdsCaptions:
         return Picture(row["image"], captions, 0)
 
     def key(self, index: int) -> str:
-        """The split and the place in it, which stay as long as the dataset does."""
+        """The split and the index, which are stable for a prepared dataset."""
         return f"{self._name}[{index}]"
 
     def name(self, index: int) -> str:
-        """The same."""
+        """The same as `key`."""
         return self.key(index)
 
     def split(self, index: int) -> str | None:
-        """None: a dataset's splits are read one by one."""
+        """Always None, since the splits of a dataset are separate sources."""
         del index
         return None
 
     def has_vanished(self, index: int) -> bool:
-        """False: the rows are not in files of their own."""
+        """Always false, since rows have no files of their own."""
         del index
         return False
 
@@ -98,7 +98,7 @@ def tfds_splits(
     """Names of a prepared dataset's splits.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if the dataset is missing.
         ImportError: if TensorFlow Datasets is not installed.
     """
     return tuple(_builder(name, data_dir).info.splits)
@@ -113,7 +113,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         ) from error
     folder = Path(data_dir or default_data_dir())
     try:
-        # By files: the code of most datasets needs TensorFlow.
+        # Read from the files, since the code of most datasets needs TensorFlow.
         return read_only_builder.builder_from_files(name, data_dir=str(folder))
     except ValueError as error:
         there = [p.name for p in folder.iterdir()] if folder.is_dir() else []
@@ -125,7 +125,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 
 def _undecoded(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Pictures as their files' bytes: they are decoded within a budget of pixels."""
+    """Skips the decoding of images, which are decoded later within a pixel budget."""
     import tensorflow_datasets as tfds
 
     return {

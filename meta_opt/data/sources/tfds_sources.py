@@ -1,4 +1,4 @@
-"""Sources over the TFDS datasets that ``make data`` prepares."""
+"""Sources for the TFDS datasets that ``make data`` prepares."""
 
 import importlib
 import importlib.util
@@ -90,22 +90,22 @@ def tfds_source(
     captions: str = "name",
     image_size: int = 64,
 ) -> MemorySource:
-    """Returns a split of a prepared dataset, held in memory.
+    """Returns a split of a prepared dataset as an in-memory source.
 
-    ``openclipart`` gives the pictures that suit retrieval
-    (`meta_opt.data.sources.selection.select`), labelled by category, with the split
-    and the class names of the bundled shard. ``emoji`` gives one record for each emoji
-    and artist, labelled by category.
+    ``openclipart`` has the images selected for retrieval
+    (`meta_opt.data.sources.selection.select`), labelled by category, with the split and
+    the class names of the bundled shard. ``emoji`` has one record per emoji and artist,
+    labelled by category.
 
     Args:
         name: ``openclipart`` or ``emoji``.
         split: ``train``, ``validation`` or ``test``.
         data_dir: the folder of datasets; None takes :func:`meta_opt.data.data_dir`.
-        artists: of ``emoji`` only: those to keep, in the order given (None: all four).
-        captions: ``name`` gives each record one caption, its title or name;
-            ``name_tags`` adds longer ones with keywords or tags after it, which a
-            pipeline may draw from (:class:`~meta_opt.data.pipeline.PipelineConfig`).
-        image_size: side in pixels that images are fitted to.
+        artists: for ``emoji`` only, artists to keep, in this order (None: all four).
+        captions: ``name`` for one caption per record, its title or name; ``name_tags``
+            for further captions with keywords or tags appended, which a pipeline may
+            sample from (:class:`~meta_opt.data.pipeline.PipelineConfig`).
+        image_size: side in pixels that images are resized to.
 
     Returns:
         A source whose ``keys`` are paths, or ``artist/codepoint``.
@@ -141,7 +141,7 @@ def emoji_arrays(
     data_dir: str | os.PathLike | None = None,
     size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Returns one artist's emoji as arrays, for tasks that live in memory.
+    """Returns one artist's emoji as arrays, for in-memory tasks.
 
     Args:
         split: ``train``, ``validation`` or ``test``.
@@ -165,7 +165,7 @@ def _openclipart(
 ) -> MemorySource:
     rows = list(read_records(name, split, data_dir))
     items = [Described(r["path"], r["title"], tuple(r["keywords"])) for r in rows]
-    # Records lie in shuffled files; paths give an order that does not depend on that.
+    # Sort by path, since the stored order of records is shuffled.
     kept = sorted(select(items), key=lambda i: items[i].path)
     return MemorySource(
         [rows[i]["image"] for i in kept],
@@ -206,7 +206,7 @@ def _emoji(
 
 
 def _emoji_captions(row: dict[str, Any]) -> tuple[str, ...]:
-    """The name; the name and its tags; the older Unicode name where it differs."""
+    """The name; the name with tags; the older Unicode name if it differs."""
     name, tags, unicode_name = row["name"], row["tags"], row["unicode_name"]
     texts = [name]
     extra = [tag for tag in tags if tag != name]

@@ -1,10 +1,9 @@
-"""WebDataset tar files as a source of a user's own samples.
+"""Reads a user's own samples from WebDataset tar files.
 
-In a tar file a sample is what shares a name up to the first dot: ``0001.jpg`` or
-another picture, ``0001.wav`` or another sound, with ``0001.txt``, its text, or
-``0001.json``, an object with the other keys of `meta_opt.data.sources.sample_schema`.
-Members with other endings and hidden ones are left out. Pictures and sounds are read in
-place, when asked for.
+The members of a sample share a name up to the first dot: ``0001.jpg`` or another image,
+``0001.wav`` or another audio file, with ``0001.txt``, its text, or ``0001.json``, an
+object with the other keys of `meta_opt.data.sources.sample_schema`. Members with other
+extensions and hidden ones are ignored. Media are read in place, on access.
 """
 
 import collections
@@ -21,10 +20,10 @@ from meta_opt.text_files import decode_text, parse_json
 _log = logging.getLogger(__name__)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-"""Endings of tar files that must be decompressed."""
+"""Extensions of compressed tar files."""
 
 MAX_MEMBERS = 10_000_000
-"""Files with more are refused: what is kept of each is a kilobyte."""
+"""Largest number of samples in a file, each of which takes a kilobyte of memory."""
 
 MEDIA_ENDINGS = {
     **dict.fromkeys(
@@ -44,15 +43,16 @@ _BEGINNINGS = {
 
 
 def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
-    """Reads what the samples of a tar file say, and where in it their files are.
+    """Reads the fields of a tar file's samples and the locations of their media.
 
     Args:
-        path: of the tar file.
-        ignored: counts keys of ``.json`` members that are not of the schema.
+        path: path of the tar file.
+        ignored: counter of unknown keys of ``.json`` members.
 
     Raises:
-        ValueError: a file that is compressed, no tar file, cut short or two in one; a
-            sample that is none, or has two members for one thing. They are named.
+        ValueError: a compressed file, not a tar file, or one that is truncated or a
+            concatenation of two; an invalid sample, or one with two members for the
+            same key. The message names them.
     """
     name = path.resolve().name
     for key, members in _grouped(path).items():
@@ -76,17 +76,17 @@ def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
 
 
 def _grouped(path: Path) -> Mapping[str, Mapping[str, Media]]:
-    """Members by their sample and by what they are, in the file's order."""
+    """Members by sample and by key, in the order of the file."""
     _check_not_compressed(path)
     samples: dict[str, dict[str, Media]] = {}
     hidden = 0
-    # Closed here: a sample that is refused leaves members unread.
+    # Close the file explicitly, since an invalid sample leaves members unread.
     with contextlib.closing(read_members(path)) as members:
         for member in members:
             folder, base = posixpath.split(posixpath.normpath(member.name))
             stem, dot, ending = base.partition(".")
             kind = _ENDINGS.get((dot + ending).lower())
-            # Such as the ._0001.jpg that a Mac puts beside 0001.jpg.
+            # Such as ._0001.jpg, which macOS puts beside 0001.jpg.
             hidden += not stem
             if not member.isfile() or not stem or kind is None:
                 continue
@@ -115,7 +115,7 @@ def _check_not_compressed(path: Path) -> None:
 
 
 def _value(members: Mapping[str, Media]) -> dict[str, object]:
-    """The sample as a line of a JSONL file would say it."""
+    """The sample as the JSON object of a line in a JSONL file."""
     value: dict[str, object] = {}
     if "json" in members:
         about = parse_json(members["json"].read())
@@ -124,7 +124,7 @@ def _value(members: Mapping[str, Media]) -> dict[str, object]:
         value |= about
     if "text" in members:
         value["text"] = decode_text(members["text"].read()).strip()
-        # Tools that write both have the same caption here.
+        # Tools that write both files repeat the caption here.
         value.pop("caption", None)
     return value | {
         k: m.member for k, m in members.items() if k in MEDIA_ENDINGS.values()

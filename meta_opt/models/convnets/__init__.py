@@ -1,4 +1,4 @@
-"""Convolutional picture classifiers: ResNet and ConvNeXt, and their pretrained folders.
+"""Convolutional image classifiers: ResNet and ConvNeXt, and their pretrained folders.
 
 A network has ``stem`` and ``stages``; in a `Classifier` the last stage's variables
 begin with ``trunk/stages/3/``, the head's with ``head/``.

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: normalised pixels, a stem, and stages."""
+"""Base classes of convolutional networks: input normalisation, stem and stages."""
 
 import dataclasses
 
@@ -11,20 +11,21 @@ from meta_opt.models.layers import Numerics
 from meta_opt.models.settings import MAX_SIZE, is_count
 
 MAX_BLOCKS = 72
-"""Of a network, each traced by itself; ResNet-200 has 66."""
+"""Largest number of blocks of a network, which are traced individually; ResNet-200 has
+66."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvNetConfig(Numerics):
-    """Sizes and numerics of a network of stages.
+    """Architecture and numerics of a network of stages.
 
     Attributes:
-        depths: blocks of each stage.
-        widths: channels that each stage gives; the last is D.
-        image_mean: of the channels of pixels in [0, 1].
-        image_std: of the same.
+        depths: number of blocks of each stage.
+        widths: output channels of each stage; the last is D.
+        image_mean: mean of the channels, for pixels in [0, 1].
+        image_std: standard deviation of the channels.
     """
 
     depths: tuple[int, ...] = ()
@@ -33,7 +34,7 @@ class ConvNetConfig(Numerics):
     image_std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        """Checks that there is a width for each stage, and no stage without blocks."""
+        """Raises ValueError for stages without width or blocks."""
         super().__post_init__()
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(
@@ -55,33 +56,33 @@ class ConvNetConfig(Numerics):
 
     @property
     def pooled_norm_epsilon(self) -> float | None:
-        """Of the layer norm between pooled features and a linear head; None: none."""
+        """Epsilon of the layer norm before the head; None without such a norm."""
         return None
 
 
 class Stage(nnx.Module):
-    """Blocks at one resolution; what reduces it is the subclass's or the first block's.
+    """Blocks at one resolution; the subclass or the first block downsamples.
 
     Args:
-        blocks: called as ``block(x, key)``.
+        blocks: modules that are called as ``block(x, key)``.
     """
 
     def __init__(self, blocks: list[nnx.Module]) -> None:
         self.blocks = nnx.List(blocks)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C']; a key switches stochastic depth on."""
+        """Maps [B, h, w, C] to [B, h', w', C']; a key enables stochastic depth."""
         for i, block in enumerate(self.blocks):
             x = block(x, None if key is None else jax.random.fold_in(key, i))
         return x
 
 
 class Stages(nnx.Module):
-    """The last stages of a network, which act on what the stages below gave.
+    """The last stages of a network, applied to the output of the lower stages.
 
     Args:
-        config: of the whole network.
-        stages: the last of them.
+        config: configuration of the whole network.
+        stages: the last stages.
     """
 
     def __init__(self, config: ConvNetConfig, stages: list[Stage]) -> None:
@@ -89,14 +90,14 @@ class Stages(nnx.Module):
         self.stages = nnx.List(stages)
 
     def features(self, inputs: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Features of the last stage.
+        """Computes the features of the last stage.
 
         Args:
-            inputs: a grid [B, h, w, C].
-            key: switches stochastic depth on; None for inference.
+            inputs: feature grid [B, h, w, C].
+            key: random key that enables stochastic depth; None for inference.
 
         Returns:
-            [B, h', w', D] in the type of the computation.
+            [B, h', w', D] in the computation's dtype.
         """
         x = inputs.astype(self.config.dtype)
         for i, stage in enumerate(self.stages):
@@ -106,7 +107,7 @@ class Stages(nnx.Module):
     def tokens(
         self, inputs: jax.Array, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """`features` as a sequence [B, P, D], and bool [B, P], true throughout."""
+        """`features` as a sequence [B, P, D], with an all-true mask bool [B, P]."""
         grid = self.features(inputs, key)
         x = grid.reshape(len(grid), -1, grid.shape[-1])
         return x, jnp.ones(x.shape[:2], bool)
@@ -115,13 +116,13 @@ class Stages(nnx.Module):
 class ConvNet(Stages):
     """A whole network: pixels, a stem, and stages.
 
-    Batch norms use their running statistics; ``train()`` of a stage makes them use and
-    update those of the batch.
+    Batch norms use their running statistics; after ``train()`` of a stage they use
+    batch statistics and update the running ones.
 
     Args:
-        config: sizes and numerics.
-        stem: from normalised pixels to the input of the first stage.
-        stages: all of them.
+        config: architecture and numerics.
+        stem: module from normalised pixels to the input of the first stage.
+        stages: all stages.
     """
 
     def __init__(
@@ -131,13 +132,13 @@ class ConvNet(Stages):
         self.stem = stem
 
     def grid(self, image: jax.Array) -> jax.Array:
-        """What the stem gives.
+        """The output of the stem.
 
         Args:
             image: uint8 or float (0 to 255) [B, h, w, 3].
 
         Raises:
-            ValueError: if they are not images.
+            ValueError: if the input is not a batch of images.
         """
         if image.ndim != 4 or image.shape[3] != 3:
             raise ValueError(
@@ -155,15 +156,15 @@ class ConvNet(Stages):
 
         Args:
             inputs: the images.
-            key: switches stochastic depth on; None for inference.
+            key: random key that enables stochastic depth; None for inference.
 
         Raises:
-            ValueError: if they are not images.
+            ValueError: if the input is not a batch of images.
         """
         return super().features(self.grid(inputs), key)
 
     def halves(self, trained: int) -> Halves:
-        """Cuts it below the last ``trained`` stages; see `Divisible`."""
+        """Splits the network below the last ``trained`` stages; see `Divisible`."""
         check_trained(trained, len(self.stages), type(self).__name__)
         lower = nnx.clone(self)
         lower.stages = nnx.List(lower.stages[:-trained])
@@ -171,7 +172,7 @@ class ConvNet(Stages):
         return Halves(lower.features, Stages(self.config, upper))
 
     def with_upper(self, upper: Stages) -> "ConvNet":
-        """This network with its last stages replaced, by those of `halves` trained."""
+        """This network with its last stages replaced by trained ones of `halves`."""
         whole = nnx.clone(self)
         kept = whole.stages[: len(whole.stages) - len(upper.stages)]
         whole.stages = nnx.List([*kept, *upper.stages])

@@ -1,4 +1,4 @@
-"""A network with a head: pictures, or features of frozen stages, to classes."""
+"""Classifier: a network with a linear head, on images or features of frozen stages."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ class Head(nnx.Module):
     """Dropout, then a linear layer in float32.
 
     Args:
-        width: D.
-        classes: K.
-        dropout: share of the pooled features that is left out in training.
-        rngs: the ``params`` stream initialises.
+        width: D, width of the representation.
+        classes: K, number of classes.
+        dropout: dropout rate of the pooled features.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -30,21 +30,21 @@ class Head(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[B, D] to logits [B, K]; a key switches dropout on."""
+        """Maps [B, D] to logits [B, K]; a key enables dropout."""
         return self.linear(self.dropout(x, deterministic=key is None, rngs=key))
 
 
 class Classifier(nnx.Module):
-    """Mean of a network's features, a layer norm where the network has one, and a head.
+    """Global average pooling, an optional layer norm, and a linear head.
 
     Args:
-        trunk: a `ConvNet`, the last `Stages` of one, or any encoder.
-        classes: K.
-        dropout: share of the pooled features that is left out in training.
-        rngs: the ``params`` stream initialises the head.
+        trunk: a `ConvNet`, the last `Stages` of one, or another encoder.
+        classes: K, number of classes.
+        dropout: dropout rate of the pooled features.
+        rngs: random streams; ``params`` initialises the head.
 
     Raises:
-        ValueError: fewer than two classes, or a dropout outside of [0, 1).
+        ValueError: fewer than two classes, or a dropout rate outside of [0, 1).
     """
 
     def __init__(
@@ -79,9 +79,10 @@ class Classifier(nnx.Module):
         """Logits, float32 [B, K].
 
         Args:
-            inputs: what the trunk reads: images uint8 [B, h, w, 3], or a grid of
-                features [B, h, w, C].
-            key: switches dropout and stochastic depth on; None for inference.
+            inputs: input of the trunk: images uint8 [B, h, w, 3], or a feature grid [B,
+                h, w, C].
+            key: random key that enables dropout and stochastic depth; None for
+                inference.
         """
         if key is None:
             return self.head(self.features(inputs))

@@ -1,4 +1,4 @@
-"""ConvNeXt: a convolutional network in the proportions of a vision transformer.
+"""ConvNeXt: a convolutional network with the design of a vision transformer.
 
 Liu et al. 2022 (arXiv:2201.03545), with layer scale (Touvron et al. 2021,
 arXiv:2103.17239) and stochastic depth (Huang et al. 2016, arXiv:1603.09382).
@@ -25,14 +25,14 @@ class ConvNeXtConfig(ConvNetConfig):
     """Architecture and numerics; the defaults are ConvNeXt-T's.
 
     Attributes:
-        depths: blocks of each stage.
-        widths: channels that each stage gives.
-        drop_path: probability with which the last block's branch is left out of a
-            training example; it rises linearly from 0 at the first block.
-        layer_scale: initial factor on each block's branch.
-        norm_epsilon: of the layer norms.
-        head_epsilon: of the layer norm of pooled features. Hugging Face's
-            configurations have 1e-12, timm's models 1e-6.
+        depths: number of blocks of each stage.
+        widths: output channels of each stage.
+        drop_path: stochastic-depth rate (per example) of the last block's branch; it
+            increases linearly from 0 at the first block.
+        layer_scale: initial layer scale of each block's branch.
+        norm_epsilon: epsilon of the layer norms.
+        head_epsilon: epsilon of the layer norm of pooled features, 1e-12 in Hugging
+            Face's configurations and 1e-6 in timm's models.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
@@ -43,7 +43,7 @@ class ConvNeXtConfig(ConvNetConfig):
     head_epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Checks the probability and the numbers."""
+        """Raises ValueError for values out of range."""
         super().__post_init__()
         check_positive(self, "norm_epsilon", "head_epsilon")
         if not isinstance(self.drop_path, int | float) or not 0 <= self.drop_path < 1:
@@ -51,12 +51,12 @@ class ConvNeXtConfig(ConvNetConfig):
 
     @property
     def pooled_norm_epsilon(self) -> float | None:
-        """Of the layer norm between pooled features and a linear head."""
+        """Epsilon of the layer norm between pooling and head."""
         return self.head_epsilon
 
     @property
     def types(self) -> dict[str, Any]:
-        """Types as arguments of Flax's layers."""
+        """The dtypes as arguments of Flax layers."""
         return {
             "dtype": jnp.dtype(self.dtype),
             "param_dtype": jnp.dtype(self.param_dtype),
@@ -72,7 +72,7 @@ def _norm(config: ConvNeXtConfig, channels: int, rngs: nnx.Rngs) -> nnx.LayerNor
 def _patches(
     config: ConvNeXtConfig, inputs: int, outputs: int, side: int, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    """A linear map of patches of ``side`` pixels, which do not overlap."""
+    """A convolution over non-overlapping patches of ``side`` pixels."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -86,25 +86,26 @@ def _patches(
 
 
 class Stem(nnx.Module):
-    """A linear map of patches of 4 x 4 pixels, and a layer norm."""
+    """A convolution over non-overlapping 4 x 4 patches, and a layer norm."""
 
     def __init__(self, config: ConvNeXtConfig, *, rngs: nnx.Rngs) -> None:
         self.conv = _patches(config, 3, config.widths[0], _PATCH, rngs)
         self.norm = _norm(config, config.widths[0], rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, 3] to [B, h / 4, w / 4, C]."""
+        """Maps [B, h, w, 3] to [B, h / 4, w / 4, C]."""
         return self.norm(self.conv(x))
 
 
 class Block(nnx.Module):
-    """Filter each channel, mix channels by an MLP, scale, and maybe leave out.
+    """Residual block: depthwise convolution, MLP, layer scale, stochastic depth.
 
     Args:
-        config: of the network.
-        channels: C.
-        drop: probability that an example goes without the branch in training.
-        rngs: the ``params`` stream initialises.
+        config: configuration of the network.
+        channels: C, number of channels.
+        drop: stochastic-depth rate: probability that the branch of an example is
+            dropped in training.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -120,11 +121,11 @@ class Block(nnx.Module):
         self.layer_scale = nnx.Param(
             jnp.full(channels, config.layer_scale, jnp.dtype(config.param_dtype))
         )
-        # One draw for each example.
+        # One Bernoulli sample per example.
         self.drop = nnx.Dropout(drop, broadcast_dims=(1, 2, 3))
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[B, h, w, C] to the same; a key switches stochastic depth on."""
+        """Maps [B, h, w, C] to the same shape; a key enables stochastic depth."""
         y = self.up(self.norm(self.depthwise(x)))
         y = self.down(jax.nn.gelu(y, approximate=False))
         y = y * self.layer_scale[...].astype(y.dtype)[None, None, None]
@@ -132,14 +133,14 @@ class Block(nnx.Module):
 
 
 class ConvNeXtStage(Stage):
-    """A layer norm and a linear map that halve the resolution, then blocks.
+    """Downsampling by a layer norm and a 2 x 2 convolution, then blocks.
 
     Args:
-        config: of the network.
-        inputs: channels that come in; 0 for the first stage, which halves nothing.
-        outputs: channels that go out.
-        drops: for each block, see `Block`.
-        rngs: the ``params`` stream initialises.
+        config: configuration of the network.
+        inputs: number of input channels; 0 for the first stage, without downsampling.
+        outputs: number of output channels.
+        drops: stochastic-depth rate of each block, see `Block`.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(
@@ -157,18 +158,18 @@ class ConvNeXtStage(Stage):
             self.conv = _patches(config, inputs, outputs, 2, rngs)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C']; a key switches stochastic depth on."""
+        """Maps [B, h, w, C] to [B, h', w', C']; a key enables stochastic depth."""
         if hasattr(self, "conv"):
             x = self.conv(self.norm(x))
         return super().__call__(x, key)
 
 
 class ConvNeXt(ConvNet):
-    """Images to a grid of features, a thirty-second of their side.
+    """Maps images to a feature grid of 1/32 of their side.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
 
     Example:
         >>> config = ConvNeXtConfig(depths=(1, 1), widths=(8, 16))

@@ -1,4 +1,4 @@
-"""ResNet and ConvNeXt out of folders that Transformers or timm wrote.
+"""Loads ResNet and ConvNeXt from folders in the format of Transformers or timm.
 
 A folder has ``config.json`` and ``model.safetensors``: Hugging Face's
 ``microsoft/resnet-50`` and ``facebook/convnext-tiny-224``, or timm's
@@ -45,15 +45,15 @@ ARCHITECTURES: dict[str, ConvNetConfig] = {
     "convnext_base": ConvNeXtConfig(depths=(3, 3, 27, 3), widths=_WIDE[0]),
     "convnext_large": ConvNeXtConfig(depths=(3, 3, 27, 3), widths=_WIDE[1]),
 }
-"""Known sizes by timm's names."""
+"""Known architectures by timm's names."""
 
 
 def make_convnet(config: ConvNetConfig, *, rngs: nnx.Rngs) -> ConvNet:
-    """A network of random weights.
+    """Creates a network with random weights.
 
     Args:
         config: a `ResNetConfig` or `ConvNeXtConfig`.
-        rngs: the ``params`` stream initialises.
+        rngs: random streams; ``params`` initialises the parameters.
     """
     if isinstance(config, ResNetConfig):
         return ResNet(config, rngs=rngs)
@@ -62,13 +62,14 @@ def make_convnet(config: ConvNetConfig, *, rngs: nnx.Rngs) -> ConvNet:
 
 
 def read_config(folder: str | os.PathLike) -> ConvNetConfig:
-    """The architecture that the ``config.json`` of a folder describes.
+    """Reads the architecture from the ``config.json`` of a folder.
 
     Channel statistics come from the image processor's settings (Transformers) or from
     ``pretrained_cfg`` (timm).
 
     Raises:
-        ValueError: no such file, or another architecture; the setting is named.
+        ValueError: a missing file, or another architecture; the message names the
+            setting.
     """
     return _read(Path(folder))[0]
 
@@ -81,23 +82,23 @@ def load_classifier(
     rngs: nnx.Rngs | None = None,
     **changes: Any,
 ) -> Classifier:
-    """Reads a network with its head, or with a new one.
+    """Loads a network with its own or a new head.
 
     Args:
-        folder: see the module.
-        classes: K of a new head; 0 for the head of the files.
-        dropout: of the head, in training.
-        rngs: the ``params`` stream initialises a new head.
-        **changes: fields of the configuration that leave the parameters as they are,
-            such as ``dtype`` and ``drop_path``.
+        folder: model folder, see the module's documentation.
+        classes: K, number of classes of a new head; 0 loads the head of the files.
+        dropout: dropout rate of the head.
+        rngs: random streams; ``params`` initialises a new head.
+        **changes: fields of the configuration that do not affect parameters, such as
+            ``dtype`` and ``drop_path``.
 
     Returns:
         The model; batch norms use their running statistics.
 
     Raises:
-        ValueError: a folder that is incomplete, damaged, or of another architecture
-            than its ``config.json`` says (tensors are named); no head in the files and
-            none asked for.
+        ValueError: an incomplete or damaged folder, or tensors that do not fit its
+            ``config.json`` (the message names them); no head in the files and no new
+            one requested.
 
     Example:
         model = load_classifier("resnet-50", classes=30, rngs=nnx.Rngs(0))
@@ -134,7 +135,7 @@ def load_classifier(
 
 
 def _read(folder: Path) -> tuple[ConvNetConfig, str]:
-    """The architecture, and the library that wrote it."""
+    """The architecture, and the library of the format."""
     given = read_json(folder / "config.json")
     try:
         if "architecture" in given:
@@ -215,7 +216,7 @@ def _parse_timm(given: Settings) -> ConvNetConfig:
 
 
 def _numbers(given: Settings, name: str, default: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A list of finite numbers; the default where there is none."""
+    """A list of finite numbers, or the default."""
     found = given.get(name) or default
     if not isinstance(found, list | tuple) or not all(map(is_number, found)):
         raise ValueError(f"{name}={found!r} must be a list of numbers")
@@ -223,7 +224,7 @@ def _numbers(given: Settings, name: str, default: tuple[Any, ...]) -> tuple[Any,
 
 
 def _require(given: Settings, **wanted: Any) -> None:
-    """Raises ValueError for a setting that the models here do not have."""
+    """Raises ValueError for settings that the models here do not support."""
     for name, value in wanted.items():
         if given.get(name, value) != value:
             raise ValueError(f"{name}={given[name]!r} must be {value!r}")

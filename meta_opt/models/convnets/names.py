@@ -1,7 +1,7 @@
-"""Which tensors the variables of a `Classifier` are, in Transformers and in timm.
+"""Mapping of a `Classifier`'s variables to tensor names in Transformers and timm.
 
-Names of modules and of single variables, ours to theirs; ``{s}`` is a stage's number,
-``{n}`` the same counted from 1, ``{b}`` a block's.
+Tables map our names of modules and variables to theirs; ``{s}`` is the index of a
+stage, ``{n}`` the same counted from 1, ``{b}`` the index of a block.
 """
 
 import re
@@ -85,12 +85,12 @@ _LEAVES = {
 
 
 def head_name(config: ConvNetConfig, library: str) -> str:
-    """Name of the tensor [K, D] of the linear head."""
+    """Name of the linear head's tensor [K, D]."""
     return f"{_table(config, library)['head/linear']}.weight"
 
 
 def spelling(config: ConvNetConfig, library: str, name: str) -> str:
-    """A tensor's name in a file with a head; Transformers' bare networks lack a prefix.
+    """Normalises a tensor's name; files of headless Transformers models lack a prefix.
 
     >>> spelling(ResNetConfig(), TRANSFORMERS, "embedder.embedder.convolution.weight")
     'resnet.embedder.embedder.convolution.weight'
@@ -104,12 +104,12 @@ def spelling(config: ConvNetConfig, library: str, name: str) -> str:
 def places(
     config: ConvNetConfig, library: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Place]:
-    """The place of each variable in the files.
+    """The location of each variable in the files.
 
     Args:
-        config: of the network.
+        config: configuration of the network.
         library: `TRANSFORMERS` or `TIMM`.
-        shapes: of the variables of a `Classifier` by path.
+        shapes: shapes of a `Classifier`'s variables by path.
     """
     table = _table(config, library)
     of_resnet = isinstance(config, ResNetConfig)
@@ -119,7 +119,7 @@ def places(
         if not path.endswith("/kernel"):
             found[path] = Place((name,), shape)
         elif len(shape) == 2 and of_resnet and not path.startswith("head/"):
-            # A convolution of 1 x 1 pixels there.
+            # It is a 1 x 1 convolution in the file.
             found[path] = Place(
                 (name,), (*shape[::-1], 1, 1), from_file=lambda x: x[:, :, 0, 0].T
             )

@@ -1,8 +1,8 @@
-"""ResNet of bottleneck blocks, version 1.5.
+"""ResNet with bottleneck blocks, version 1.5.
 
 He et al. 2015 (arXiv:1512.03385). Version 1.5 has the stride of a block in its 3 x 3
-convolution and not in the first 1 x 1 one, as torchvision's, timm's and Hugging Face's
-ResNet-50 have.
+convolution rather than in the first 1 x 1 one, like ResNet-50 in torchvision, timm and
+Hugging Face.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from meta_opt.models.convnets.base import ConvNet, ConvNetConfig, Stage
 from meta_opt.models.settings import check_counts
 
 _REDUCTION = 4
-"""Channels of a block's output over those of its 3 x 3 convolution."""
+"""Ratio of a block's output channels to those of its 3 x 3 convolution."""
 _EPSILON, _MOMENTUM = 1e-5, 0.9
 _INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -26,9 +26,9 @@ class ResNetConfig(ConvNetConfig):
     """Architecture and numerics; the defaults are ResNet-50's.
 
     Attributes:
-        depths: blocks of each stage.
-        widths: channels that each stage gives; multiples of 4.
-        stem: channels of the first convolution.
+        depths: number of blocks of each stage.
+        widths: output channels of each stage; multiples of 4.
+        stem: number of channels of the first convolution.
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -36,7 +36,7 @@ class ResNetConfig(ConvNetConfig):
     stem: int = 64
 
     def __post_init__(self) -> None:
-        """Checks that widths can be reduced."""
+        """Raises ValueError for widths that are not divisible by the expansion."""
         super().__post_init__()
         check_counts(self, "stem")
         if any(width % _REDUCTION for width in self.widths):
@@ -44,7 +44,7 @@ class ResNetConfig(ConvNetConfig):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, a batch norm and, where asked for, ReLU."""
+    """A convolution without bias, a batch norm and an optional ReLU."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class ConvNorm(nnx.Module):
         }
         self.conv: nnx.Module
         if kernel == 1:
-            # A linear layer at every pixel, so that it takes adapters too.
+            # A 1 x 1 convolution as a linear layer, which supports adapters.
             self.conv = config.linear(inputs, outputs, rngs, use_bias=False)
         else:
-            # Padded alike on all sides, which SAME is not under a stride.
+            # Symmetric padding, unlike SAME with a stride.
             self.conv = nnx.Conv(
                 inputs,
                 outputs,
@@ -89,7 +89,7 @@ class ConvNorm(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C']."""
+        """Maps [B, h, w, C] to [B, h', w', C']."""
         if not isinstance(self.conv, nnx.Conv):
             x = x[:, :: self.stride, :: self.stride]
         x = self.norm(self.conv(x))  # type: ignore[operator]
@@ -97,19 +97,19 @@ class ConvNorm(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """A 7 x 7 convolution and a maximum over 3 x 3 pixels, both with stride 2."""
+    """A 7 x 7 convolution and 3 x 3 max pooling, both with stride 2."""
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs) -> None:
         self.conv = ConvNorm(config, 3, config.stem, kernel=7, stride=2, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, 3] to [B, h / 4, w / 4, C]."""
+        """Maps [B, h, w, 3] to [B, h / 4, w / 4, C]."""
         pads = ((1, 1), (1, 1))
         return nnx.max_pool(self.conv(x), (3, 3), strides=(2, 2), padding=pads)
 
 
 class Bottleneck(nnx.Module):
-    """Reduce, filter, expand; a shortcut that is projected where shapes differ."""
+    """Bottleneck block: reduce, convolve, expand; projects the shortcut if needed."""
 
     def __init__(
         self,
@@ -132,18 +132,18 @@ class Bottleneck(nnx.Module):
             )
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C']; nothing is random, the key is unused."""
+        """Maps [B, h, w, C] to [B, h', w', C']; ``key`` is unused."""
         del key
         y = self.expand(self.filter(self.reduce(x)))
         return nnx.relu(y + (self.shortcut(x) if hasattr(self, "shortcut") else x))
 
 
 class ResNet(ConvNet):
-    """Images to a grid of features, a thirty-second of their side.
+    """Maps images to a feature grid of 1/32 of their side.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
 
     Example:
         >>> config = ResNetConfig(depths=(1, 1), widths=(8, 16), stem=4)

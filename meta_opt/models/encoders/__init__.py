@@ -1,6 +1,6 @@
 """Pretrained encoders by name: text, images, speech.
 
-`register` adds others: whatever makes a module out of a folder.
+`register` adds further ones: functions that make a module from a folder's tensors.
 """
 
 from meta_opt.models.encoders.base import Divisible, Encoder, Halves

@@ -1,4 +1,4 @@
-"""What an encoder must have to be a part of a multimodal model."""
+"""The interface of encoders of a multimodal model."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,22 +11,22 @@ from meta_opt.types import PyTree
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A module that makes a sequence of features out of one modality.
+    """A module that encodes one modality as a sequence of features.
 
-    Its ``config.width`` is their width D.
+    ``config.width`` is their width D.
     """
 
     def tokens(self, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        """Features [B, S, D], and bool [B, S], false where there is nothing."""
+        """Features [B, S, D], and a mask bool [B, S], false at padding."""
 
 
 class Halves(NamedTuple):
-    """An encoder cut in two: ``upper.tokens(lower(inputs))`` is its ``tokens(inputs)``.
+    """A split encoder: ``upper.tokens(lower(inputs))`` equals ``tokens(inputs)``.
 
     Attributes:
-        lower: from inputs to a pytree of arrays [B, ...], which do not change while
-            only the upper half trains.
-        upper: the layers that train; an `Encoder`.
+        lower: function from inputs to a pytree of arrays [B, ...], which are constant
+            while only the upper half is trained.
+        upper: the trained layers, an `Encoder`.
     """
 
     lower: Callable[[Any], PyTree]
@@ -35,18 +35,18 @@ class Halves(NamedTuple):
 
 @runtime_checkable
 class Divisible(Encoder, Protocol):
-    """An encoder whose lower layers can be left out of training."""
+    """An encoder whose lower layers can be frozen."""
 
     def halves(self, trained: int) -> Halves:
-        """Cuts it below the last ``trained`` layers.
+        """Splits the encoder below the last ``trained`` layers.
 
         Raises:
-            ValueError: fewer than one, or more than there are.
+            ValueError: ``trained`` is below one or above the number of layers.
         """
 
 
 def check_trained(trained: int, layers: int, encoder: str) -> None:
-    """Raises ValueError unless an encoder has that many layers to train."""
+    """Raises ValueError unless ``trained`` is from 1 to the number of layers."""
     if not 1 <= trained <= layers:
         raise ValueError(
             f"{encoder} has {layers} layers, so that 1 to {layers} of them can train, "

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: mobile inverted bottlenecks without squeeze-and-excitation.
 
 Tan and Le 2019 (arXiv:1905.11946); Lite: ReLU6 throughout, stem and head not scaled.
-Batch norms use their running statistics, in training too: fine-tuning on few examples
-would spoil them.
+Batch norms always use their running statistics, also in training: fine-tuning on few
+examples would degrade them.
 """
 
 import dataclasses
@@ -20,18 +20,18 @@ from meta_opt.models.layers import Linear, Numerics
 
 _EPSILON = 1e-3
 _MEAN, _SCALE = 127.0, 128.0
-"""Of pixels of 0 to 255."""
+"""Channel statistics of pixels from 0 to 255."""
 
 
 class Stage(NamedTuple):
-    """Blocks of one kind, the first of which has the stride.
+    """A sequence of blocks of the same kind, the first of which has the stride.
 
     Attributes:
-        repeats: how many.
-        kernel: pixels a side of the depthwise convolution.
-        stride: of the first block.
-        expansion: hidden channels over those that come in.
-        channels: that go out.
+        repeats: number of blocks.
+        kernel: side of the depthwise filters in pixels.
+        stride: stride of the first block.
+        expansion: ratio of hidden to input channels.
+        channels: number of output channels.
     """
 
     repeats: int
@@ -46,9 +46,9 @@ class EfficientNetConfig(Numerics):
     """Architecture and numerics; the defaults are EfficientNet-Lite0's.
 
     Attributes:
-        stem: channels of the first convolution.
-        stages: the blocks.
-        head: channels of the features, D.
+        stem: number of channels of the first convolution.
+        stages: stages of blocks.
+        head: D, number of channels of the features.
     """
 
     stem: int = 32
@@ -70,7 +70,7 @@ class EfficientNetConfig(Numerics):
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch norm by fixed statistics: ``scale (x - mean) / sqrt(var + e) + bias``."""
+    """Batch norm with fixed statistics: ``scale (x - mean) / sqrt(var + e) + bias``."""
 
     def __init__(self, channels: int, dtype: jnp.dtype) -> None:
         self.scale = nnx.Param(jnp.ones(channels, dtype))
@@ -79,7 +79,7 @@ class FrozenBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(channels, dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to the same."""
+        """Maps [B, h, w, C] to the same shape."""
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + _EPSILON)
         shift = self.bias[...] - self.mean[...] * factor
         rank = (1,) * (x.ndim - 1)
@@ -88,7 +88,7 @@ class FrozenBatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, then a batch norm and, where asked for, ReLU6."""
+    """A convolution without bias, a batch norm and an optional ReLU6."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ConvNorm(nnx.Module):
         if depthwise:
             self.conv = DepthwiseConv(config, inputs, kernel, stride, rngs=rngs)
         elif kernel == 1:
-            # A linear layer at every pixel, so that it takes adapters too.
+            # A 1 x 1 convolution as a linear layer, which supports adapters.
             self.conv = Linear(inputs, outputs, **options, rngs=rngs)
         else:
             self.conv = nnx.Conv(
@@ -127,13 +127,13 @@ class ConvNorm(nnx.Module):
         self.norm = FrozenBatchNorm(outputs, jnp.dtype(config.param_dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C']."""
+        """Maps [B, h, w, C] to [B, h', w', C']."""
         x = self.norm(self.conv(x))
         return jnp.clip(x, 0, 6) if self.activate else x
 
 
 class Bottleneck(nnx.Module):
-    """Expand, filter each channel, project; with a residual where shapes allow."""
+    """Inverted bottleneck: expand, depthwise convolution, project, residual."""
 
     def __init__(
         self,
@@ -162,18 +162,18 @@ class Bottleneck(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, C] to [B, h', w', C']."""
+        """Maps [B, h, w, C] to [B, h', w', C']."""
         y = self.expand(x) if hasattr(self, "expand") else x
         y = self.project(self.depthwise(y))
         return x + y if self.residual else y
 
 
 class EfficientNet(nnx.Module):
-    """Images to a grid of features, a thirty-second of their side.
+    """Maps images to a feature grid of 1/32 of their side.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs) -> None:
@@ -192,7 +192,7 @@ class EfficientNet(nnx.Module):
         """Features of uint8 or float (0 to 255) [B, h, w, 3]: [B, h / 32, w / 32, D].
 
         Raises:
-            ValueError: if they are not images.
+            ValueError: if the input is not a batch of images.
         """
         return self.head(self._grid(image))
 
@@ -208,11 +208,11 @@ class EfficientNet(nnx.Module):
         return x
 
     def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`features` as a sequence [B, P, D], and bool [B, P], true throughout."""
+        """`features` as a sequence [B, P, D], with an all-true mask bool [B, P]."""
         return _sequence(self.features(inputs))
 
     def halves(self, trained: int) -> Halves:
-        """Cuts it below the last ``trained`` blocks; see `Divisible`."""
+        """Splits the network below the last ``trained`` blocks; see `Divisible`."""
         check_trained(trained, len(self.blocks), "EfficientNet")
         lower = nnx.clone(self)
         lower.blocks = nnx.List(lower.blocks[:-trained])
@@ -220,7 +220,7 @@ class EfficientNet(nnx.Module):
         return Halves(lower._grid, top)
 
     def with_upper(self, upper: "EfficientNetTop") -> "EfficientNet":
-        """This network with its last blocks replaced, by those of `halves` trained."""
+        """This network with its last blocks replaced by trained ones of `halves`."""
         whole = nnx.clone(self)
         kept = whole.blocks[: len(whole.blocks) - len(upper.blocks)]
         whole.blocks = nnx.List([*kept, *upper.blocks])
@@ -236,9 +236,9 @@ class EfficientNetTop(nnx.Module):
     """The last blocks, and the head.
 
     Args:
-        config: of the whole.
-        blocks: the last of them.
-        head: of the whole.
+        config: configuration of the whole network.
+        blocks: the last blocks.
+        head: head of the whole network.
     """
 
     def __init__(
@@ -264,10 +264,10 @@ def _sequence(grid: jax.Array) -> tuple[jax.Array, jax.Array]:
 def efficientnet_parameters(
     tensors: Mapping[str, np.ndarray], config: EfficientNetConfig
 ) -> dict[str, np.ndarray]:
-    """The tensors of the PyTorch port by our paths; its classifier is left out.
+    """Converts the tensors of the PyTorch port, without its classifier, to our paths.
 
     Args:
-        tensors: of a file.
+        tensors: tensors of the file by name.
         config: the architecture.
     """
     places = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}

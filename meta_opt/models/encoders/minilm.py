@@ -1,6 +1,6 @@
-"""MiniLM, a sentence encoder: BERT's layers, six of them (Wang et al. 2020).
+"""MiniLM, a sentence encoder with six BERT layers (Wang et al. 2020).
 
-Post-LN: each norm comes after its residual (Devlin et al. 2019, arXiv:1810.04805).
+Post-LN: each norm follows the residual addition (Devlin et al. 2019, arXiv:1810.04805).
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ class MiniLMConfig(Numerics):
     """Architecture and numerics; the defaults are all-MiniLM-L6-v2's.
 
     Attributes:
-        vocab_size: token ids, K.
-        text_length: places that have a position, S at most.
-        width: D.
-        depth: L, layers.
-        heads: H; divides ``width``.
+        vocab_size: K, size of the vocabulary.
+        text_length: number of position embeddings, the largest S.
+        width: D, width of the representation.
+        depth: L, number of layers.
+        heads: H, number of attention heads; divides ``width``.
         mlp_width: hidden width of the MLP.
-        pad_id: token of the padding.
+        pad_id: id of the padding token.
     """
 
     vocab_size: int = 30_522
@@ -40,7 +40,7 @@ class MiniLMConfig(Numerics):
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_divides(self, "heads", "width")
 
@@ -55,17 +55,17 @@ class PostBlock(nnx.Module):
         self.mlp_norm = config.norm(rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, S, D] to [B, S, D]; ``mask`` bool [B, S] is false on padding."""
+        """Maps [B, S, D] to [B, S, D]; ``mask`` bool [B, S] is false at padding."""
         x = self.attention_norm(x + self.attention(x, mask=mask))
         return self.mlp_norm(x + self.mlp(x))
 
 
 class MiniLM(nnx.Module):
-    """Token ids to features of each token, or to a unit vector a sentence.
+    """Encodes token ids as features per token, or as a unit vector per sentence.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: MiniLMConfig, *, rngs: nnx.Rngs) -> None:
@@ -92,7 +92,7 @@ class MiniLM(nnx.Module):
         )
 
     def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Features of ids int [B, S]: [B, S, D], and bool [B, S], false on padding.
+        """Features of ids int [B, S]: [B, S, D], and bool [B, S], false at padding.
 
         Raises:
             ValueError: more tokens than there are positions.
@@ -109,7 +109,7 @@ class MiniLM(nnx.Module):
         return _through(self.config, self.layers, x, real), real
 
     def halves(self, trained: int) -> Halves:
-        """Cuts it below the last ``trained`` layers; see `Divisible`."""
+        """Splits the network below the last ``trained`` layers; see `Divisible`."""
         check_trained(trained, self.config.depth, "MiniLM")
         lower = nnx.clone(self)
         lower.layers, top = layers.cut_stack(self.layers, self.config.depth - trained)
@@ -122,10 +122,10 @@ class MiniLM(nnx.Module):
 
 
 class MiniLMBottom(nnx.Module):
-    """Embeddings and first layers; a module, for models that run them on masked texts.
+    """Embeddings and first layers, for models that run them on masked texts.
 
     Args:
-        encoder: with the first layers only.
+        encoder: encoder with the first layers only.
     """
 
     def __init__(self, encoder: MiniLM) -> None:
@@ -140,8 +140,8 @@ class MiniLMTop(nnx.Module):
     """The last layers.
 
     Args:
-        config: of the whole.
-        top: stacked.
+        config: configuration of the whole network.
+        top: the last layers, stacked.
     """
 
     def __init__(self, config: MiniLMConfig, top: PostBlock) -> None:
@@ -150,7 +150,7 @@ class MiniLMTop(nnx.Module):
     def tokens(
         self, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """From features and which of them are real to the same, further up."""
+        """Applies the layers to features and passes on the mask of real ones."""
         x, real = inputs
         return _through(self.config, self.layers, x, real), real
 
@@ -171,11 +171,11 @@ def _through(
 def minilm_parameters(
     tensors: Mapping[str, np.ndarray], depth: int
 ) -> dict[str, np.ndarray]:
-    """BERT's tensors, as Transformers names them, by our paths.
+    """Converts BERT's tensors with Transformers' names to our paths.
 
     Args:
-        tensors: of a file.
-        depth: L.
+        tensors: tensors of the file by name.
+        depth: L, number of layers.
     """
     names = {
         "attention/query": "attention.self.query",
@@ -190,7 +190,7 @@ def minilm_parameters(
     embeddings = "embeddings"
     first = tensors[f"{embeddings}.token_type_embeddings.weight"][0]
     found = {
-        # A sentence alone has the first type; its vector is part of every position's.
+        # A single sentence has token type 0, whose vector is added to all positions.
         "positions": tensors[f"{embeddings}.position_embeddings.weight"] + first,
         "embedding": tensors[f"{embeddings}.word_embeddings.weight"],
         "norm/scale": tensors[f"{embeddings}.LayerNorm.weight"],

@@ -1,4 +1,4 @@
-"""Features of frames that were computed elsewhere, in the place of an encoder."""
+"""Precomputed frame features in place of an encoder."""
 
 import dataclasses
 
@@ -9,20 +9,20 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class PrecomputedConfig:
-    """The form of the features.
+    """Shape of the features.
 
     Attributes:
-        width: D.
+        width: D, width of the representation.
     """
 
     width: int
 
 
 class Precomputed(nnx.Module):
-    """An `Encoder` without parameters: each frame is one feature, as it was read.
+    """An `Encoder` without parameters: the features of each frame as one token.
 
     Args:
-        config: their width.
+        config: shape of the features.
 
     >>> x, real = Precomputed(PrecomputedConfig(3)).tokens(jnp.ones((2, 3)))
     >>> x.shape, real.shape

@@ -1,4 +1,4 @@
-"""Encoders by name, read from what `meta_opt.data.catalog.encoder_weights` writes."""
+"""Encoders by name, from folders of `meta_opt.data.catalog.encoder_weights`."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from meta_opt.types import near_match
 
 Tensors = Mapping[str, np.ndarray]
 Build = Callable[[Tensors, Mapping[str, Any]], nnx.Module]
-"""From tensors and changes of the numerics to a module."""
+"""Makes a module from tensors and changes of the numerics."""
 
 
 def _minilm(tensors: Tensors, changes: Mapping[str, Any]) -> nnx.Module:
@@ -61,11 +61,11 @@ def names() -> list[str]:
 
 
 def register(name: str, build: Build) -> None:
-    """Adds an encoder.
+    """Registers an encoder.
 
     Args:
-        name: a new one.
-        build: makes a module out of the tensors of its ``model.safetensors``.
+        name: a new name.
+        build: function that makes a module from the tensors of ``model.safetensors``.
 
     Raises:
         ValueError: if the name is taken.
@@ -80,13 +80,14 @@ def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Mo
 
     Args:
         name: one of `names`.
-        folder: with ``model.safetensors`` and ``about.json``, as
-            `meta_opt.data.catalog.encoder_weights.encoder_folder` finds it.
-        **changes: ``dtype``, ``param_dtype``, ``remat``, ``scan_layers``.
+        folder: folder with ``model.safetensors`` and ``about.json``, see
+            `meta_opt.data.catalog.encoder_weights.encoder_folder`.
+        **changes: changed numerics: ``dtype``, ``param_dtype``, ``remat``,
+            ``scan_layers``.
 
     Raises:
         ValueError: an unknown name, a damaged file, or tensors of another architecture.
-        FileNotFoundError: no such folder.
+        FileNotFoundError: the folder does not exist.
 
     Example:
         model = load_encoder("minilm", "data/encoders/minilm", dtype="bfloat16")
@@ -110,14 +111,14 @@ def load_encoder(name: str, folder: str | os.PathLike, **changes: Any) -> nnx.Mo
 
 
 def filled(create: Callable[[], nnx.Module], values: Tensors) -> Any:
-    """A module whose variables have the given values.
+    """Creates a module whose variables have the given values.
 
     Args:
-        create: makes it; it is only traced.
-        values: by '/'-joined path.
+        create: function that creates the module; it is only traced.
+        values: values by '/'-joined path.
 
     Raises:
-        ValueError: values that are missing, unknown or of other shapes.
+        ValueError: missing or unknown values, or values of another shape.
     """
     model = nnx.eval_shape(create)
     variables = by_path(model, nnx.Variable)

@@ -1,4 +1,4 @@
-"""Whisper's encoder, which hears speech (Radford et al. 2022, arXiv:2212.04356)."""
+"""Whisper's speech encoder (Radford et al. 2022, arXiv:2212.04356)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ class WhisperConfig(Numerics):
     """Architecture and numerics; the defaults are Whisper tiny's.
 
     Attributes:
-        mels: bands of the spectrogram.
-        places: half the frames that have a position.
-        width: D.
-        depth: L, layers.
-        heads: H; divides ``width``.
+        mels: number of mel bands of the spectrogram.
+        places: number of position embeddings, half the largest number of frames.
+        width: D, width of the representation.
+        depth: L, number of layers.
+        heads: H, number of attention heads; divides ``width``.
         mlp_width: hidden width of the MLP.
     """
 
@@ -36,20 +36,20 @@ class WhisperConfig(Numerics):
     mlp_width: int = 1536
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together and unknown names."""
+        """Raises ValueError for inconsistent sizes and unknown names."""
         super().__post_init__()
         check_divides(self, "heads", "width")
 
 
 class WhisperEncoder(nnx.Module):
-    """Spectrograms to features, one for every two frames.
+    """Encodes spectrograms as features, one for every two frames.
 
-    It was trained on 30 seconds with silence at their end; shorter spectrograms have
-    the first positions.
+    It was trained on 30 seconds padded with silence; shorter spectrograms use the first
+    positions.
 
     Args:
-        config: sizes and numerics.
-        rngs: the ``params`` stream initialises.
+        config: architecture and numerics.
+        rngs: random streams; ``params`` initialises the parameters.
     """
 
     def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs) -> None:
@@ -89,11 +89,11 @@ class WhisperEncoder(nnx.Module):
         return self.norm(self.hidden(mel))
 
     def hidden(self, mel: jax.Array) -> jax.Array:
-        """What the last layer gives, before the norm: [B, T, mels] to [B, T / 2, D].
+        """Output of the last layer before the norm: [B, T, mels] to [B, T / 2, D].
 
         Raises:
-            ValueError: other bands, an odd number of frames, or more than the model has
-                positions for.
+            ValueError: another number of bands, an odd number of frames, or more frames
+                than the model has positions for.
         """
         config = self.config
         frames = mel.shape[1] if mel.ndim == 3 else -1
@@ -110,12 +110,12 @@ class WhisperEncoder(nnx.Module):
         )
 
     def tokens(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`features` and bool [B, T / 2], true throughout: silence is heard too."""
+        """`features` and a mask bool [B, T / 2] that is all true, including silence."""
         x = self.features(inputs)
         return x, jnp.ones(x.shape[:2], bool)
 
     def halves(self, trained: int) -> Halves:
-        """Cuts it below the last ``trained`` layers; see `Divisible`."""
+        """Splits the network below the last ``trained`` layers; see `Divisible`."""
         check_trained(trained, self.config.depth, "Whisper's encoder")
         lower = nnx.clone(self)
         lower.layers, top = layers.cut_stack(self.layers, self.config.depth - trained)
@@ -128,12 +128,12 @@ class WhisperEncoder(nnx.Module):
 
 
 class WhisperTop(nnx.Module):
-    """The last layers, and the norm after them.
+    """The last layers and the final norm.
 
     Args:
-        config: of the whole.
-        top: stacked.
-        norm: of the whole.
+        config: configuration of the whole network.
+        top: the last layers, stacked.
+        norm: norm of the whole network.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class WhisperTop(nnx.Module):
     def tokens(
         self, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        """From features and which of them are real to the same, further up."""
+        """Applies the layers to features and passes on the mask of real ones."""
         x, real = inputs
         config = self.config
         x = layers.apply_stack(
@@ -160,11 +160,11 @@ class WhisperTop(nnx.Module):
 def whisper_parameters(
     tensors: Mapping[str, np.ndarray], depth: int
 ) -> dict[str, np.ndarray]:
-    """The tensors of CTranslate2's Whisper by our paths, in float32.
+    """Converts the tensors of CTranslate2's Whisper to our paths, in float32.
 
     Args:
-        tensors: of a file.
-        depth: L.
+        tensors: tensors of the file by name.
+        depth: L, number of layers.
     """
     given = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
     found = {

@@ -1,10 +1,10 @@
-"""Folders as Hugging Face Transformers saves them, read and written.
+"""Reading and writing of model folders in the format of Hugging Face Transformers.
 
 CLIP and SigLIP are `meta_opt.models.vision_text.VisionText` here, PaliGemma is
 `meta_opt.models.generative.Generative`. A folder has ``config.json`` and
 ``model.safetensors``, or several files of that kind and
-``model.safetensors.index.json``. Tensors are read from memory-mapped files straight
-into arrays of any sharding: of a large kernel each device's part alone.
+``model.safetensors.index.json``. Tensors are read from memory-mapped files directly
+into arrays of any sharding: each device reads only its shard of a kernel.
 """
 
 from meta_opt.models.huggingface.folders import (

@@ -43,18 +43,18 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 _LEGACY_END = 2
-"""CLIP's ``eos_token_id`` where the end token is meant to be the largest id."""
+"""CLIP's ``eos_token_id`` that stands for the largest id as the end token."""
 
 
 def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
-    """The architecture that settings describe; images must have three channels.
+    """Parses an architecture; images must have three channels.
 
     Args:
-        given: what ``config.json`` says.
+        given: contents of ``config.json``.
 
     Raises:
-        ValueError: neither CLIP nor SigLIP, or with parts that
-            `meta_opt.models.vision_text.VisionText` does not have.
+        ValueError: neither CLIP nor SigLIP, or one with parts that
+            `meta_opt.models.vision_text.VisionText` does not support.
     """
     kind = given.get("model_type")
     if kind == "paligemma":
@@ -91,7 +91,7 @@ def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
     end = text.get("eos_token_id", -1)
     vocabulary = text["vocab_size"]
     if clip:
-        # Before it is computed with.
+        # Validated before it is used in a computation.
         if not is_count(vocabulary):
             raise ValueError(f"vocab_size={vocabulary!r} must be an integer")
         end = vocabulary - 1 if end == _LEGACY_END else end
@@ -122,7 +122,7 @@ def parse_config(given: Mapping[str, Any]) -> VisionTextConfig:
 
 
 def write_config(config: VisionTextConfig) -> dict[str, Any]:
-    """``config.json`` of an architecture.
+    """Returns the contents of ``config.json`` for an architecture.
 
     Raises:
         ValueError: if it is neither CLIP's nor SigLIP's.

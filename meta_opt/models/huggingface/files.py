@@ -1,4 +1,4 @@
-"""The files of a folder: JSON, and tensors by name in one safetensors file or more."""
+"""The files of a model folder: JSON, and tensors in safetensors files."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,18 +14,18 @@ from meta_opt.types import write_atomic
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _LONGEST = 255
-"""Bytes of the name of a file."""
+"""Largest number of bytes of a file name."""
 
 
 class Files:
     """The tensors of a folder by name, memory-mapped.
 
     Args:
-        folder: with ``model.safetensors``, or an index of several files.
-        spelling: a tensor's name in the files to the name that it has here.
+        folder: folder with ``model.safetensors``, or an index of several files.
+        spelling: function that maps a tensor's name in the files to its canonical name.
 
     Raises:
-        ValueError: files that are missing, damaged or lack tensors of the index.
+        ValueError: files that are missing, damaged, or without tensors of the index.
     """
 
     def __init__(self, folder: Path, spelling: Callable[[str], str] = str) -> None:
@@ -62,21 +62,21 @@ class Files:
             raise ValueError(f"{folder}: {index.name} lists {some(gone)}, not there")
 
     def names(self) -> set[str]:
-        """Of all tensors."""
+        """Names of all tensors."""
         return set(self._where)
 
     def slice(self, name: str) -> Any:
-        """A tensor of which an index reads a part."""
+        """A lazy tensor, of which indexing reads a part."""
         file, key = self._where[name]
         return self._open[file].get_slice(key)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor."""
+        """The shape of a tensor."""
         return tuple(self.slice(name).get_shape())
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """File names by tensor; a name that leads out of the folder is refused."""
+    """File names by tensor; rejects paths outside of the folder."""
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{index} is damaged: it has no object weight_map")
@@ -92,7 +92,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 def write_tensors(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
 ) -> None:
-    """Writes tensors in files of at most ``max_shard_bytes``, or of one tensor."""
+    """Writes tensors to files of at most ``max_shard_bytes``, or of one tensor."""
     from safetensors.numpy import save_file
 
     shards: list[dict[str, np.ndarray]] = [{}]
@@ -123,10 +123,10 @@ def write_tensors(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object.
 
     Raises:
-        ValueError: no such file, or a damaged one.
+        ValueError: a missing or damaged file.
     """
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}: not a model's folder")

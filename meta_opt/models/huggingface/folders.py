@@ -1,4 +1,4 @@
-"""Whole folders: a model out of one, and one out of a model."""
+"""Loading and saving of whole model folders."""
 
 import dataclasses
 import os
@@ -35,22 +35,22 @@ Settings = Mapping[str, Any]
 
 
 def read_config(folder: str | os.PathLike) -> VisionTextConfig:
-    """The architecture that the ``config.json`` of CLIP or SigLIP describes.
+    """Reads the architecture from the ``config.json`` of CLIP or SigLIP.
 
-    Channel statistics come from the image processor's settings if there are any.
+    Channel statistics come from the image processor's settings, if available.
 
     Raises:
-        ValueError: no such file, a model that is neither CLIP nor SigLIP, or one with
-            parts that `VisionText` does not have; the setting is named.
+        ValueError: a missing file, a model that is neither CLIP nor SigLIP, or one with
+            parts that `VisionText` does not support; the message names the setting.
     """
     return _read_config(Path(folder), contrastive.parse_config)
 
 
 def read_generative_config(folder: str | os.PathLike) -> GenerativeConfig:
-    """The architecture that the ``config.json`` of PaliGemma describes.
+    """Reads the architecture from the ``config.json`` of PaliGemma.
 
     Raises:
-        ValueError: as `read_config`, of `Generative`.
+        ValueError: as `read_config`, for `Generative`.
     """
     return _read_config(Path(folder), paligemma.parse_config)
 
@@ -59,7 +59,7 @@ def is_generative(folder: str | os.PathLike) -> bool:
     """Whether a folder's ``config.json`` is PaliGemma's.
 
     Raises:
-        ValueError: no such file, or one that is damaged.
+        ValueError: a missing or damaged file.
     """
     return read_json(Path(folder) / "config.json").get("model_type") == "paligemma"
 
@@ -78,14 +78,14 @@ def _read_config(folder: Path, parse: Callable[[Settings], C]) -> C:
 def load(
     folder: str | os.PathLike, shardings: Shardings | None = None, **changes: Any
 ) -> VisionText:
-    """Reads a CLIP or SigLIP folder.
+    """Loads a CLIP or SigLIP model from a folder.
 
     Args:
-        folder: with ``config.json`` and safetensors.
-        shardings: from a nested dict of abstract parameters to their shardings, such as
-            ``lambda p: parameter_shardings(rules, mesh, p)[0]``; None for the default
-            device. No array is whole anywhere but where its sharding says so.
-        **changes: fields of `VisionTextConfig` that leave the parameters as they are
+        folder: folder with ``config.json`` and safetensors files.
+        shardings: function from a nested dict of abstract parameters to their
+            shardings, such as ``lambda p: parameter_shardings(rules, mesh, p)[0]``;
+            None for the default device. Arrays are never materialised unsharded.
+        **changes: fields of `VisionTextConfig` that do not affect parameters
             (``dtype``, ``param_dtype``, ``remat``), and ``image_size``, to which
             position embeddings are resized.
 
@@ -93,8 +93,8 @@ def load(
         The model.
 
     Raises:
-        ValueError: a folder that is incomplete, damaged, or of another architecture
-            than its ``config.json`` says; tensors are named.
+        ValueError: an incomplete or damaged folder, or tensors that do not fit its
+            ``config.json``; the message names them.
 
     Example:
         model = load("siglip-base-patch16-224", dtype="bfloat16")
@@ -106,9 +106,9 @@ def load(
 def load_generative(
     folder: str | os.PathLike, shardings: Shardings | None = None, **changes: Any
 ) -> Generative:
-    """Reads a PaliGemma folder.
+    """Loads a PaliGemma model from a folder.
 
-    Args, what is returned and errors as `load`, of `Generative`.
+    Arguments, result and errors are those of `load`, for `Generative`.
 
     Example:
         model = load_generative("paligemma-3b-pt-224", param_dtype="bfloat16")
@@ -125,7 +125,7 @@ def _load(
     files: Files,
     shardings: Shardings | None,
 ) -> M:
-    """A model of ``written`` with ``changes``, out of files that have ``written``."""
+    """Creates a model of ``written`` with ``changes`` from files of ``written``."""
     config = dataclasses.replace(written, **changes)
     model, there = (
         nnx.eval_shape(lambda c=c: kind(c, rngs=nnx.Rngs(0))) for c in (config, written)
@@ -142,14 +142,14 @@ def _fill(
     files: Files,
     shardings: Shardings | None,
 ) -> None:
-    """Gives an abstract model its arrays.
+    """Fills an abstract model with arrays.
 
     Args:
-        model: what is wanted.
-        there: what the files have.
-        config: of ``model``.
-        written: of ``there``.
-        files: the tensors.
+        model: abstract model to fill.
+        there: abstract model of the files.
+        config: configuration of ``model``.
+        written: configuration of ``there``.
+        files: files with the tensors.
         shardings: see `load`.
     """
     abstract = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -179,10 +179,10 @@ def _fill(
 
 
 def check_writable(config: VisionTextConfig | GenerativeConfig) -> dict[str, Any]:
-    """What `save` would write as ``config.json`` of this architecture.
+    """Returns the ``config.json`` that `save` would write for an architecture.
 
     Raises:
-        ValueError: an architecture that is not CLIP's, SigLIP's or PaliGemma's.
+        ValueError: an architecture other than CLIP's, SigLIP's or PaliGemma's.
     """
     if isinstance(config, GenerativeConfig):
         return paligemma.write_config(config)
@@ -194,15 +194,16 @@ def save(
     model: VisionText | Generative,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a model the way Transformers reads it: what was read, changed or not.
+    """Saves a model in the format of Transformers.
 
     Args:
         folder: created if needed.
-        model: of CLIP's, SigLIP's or PaliGemma's architecture, without adapters.
-        max_shard_bytes: files are no larger than this, or than one tensor.
+        model: a model of CLIP's, SigLIP's or PaliGemma's architecture, without
+            adapters.
+        max_shard_bytes: largest size of a file, unless it has a single tensor.
 
     Raises:
-        ValueError: an architecture that is not one of these; adapters; kernels in int8.
+        ValueError: another architecture; adapters; int8 kernels.
     """
     folder, config = Path(folder), model.config
     settings = check_writable(config)
@@ -215,7 +216,7 @@ def save(
 
 
 def _image_processor(config: VisionConfig, settings: Settings) -> dict[str, Any]:
-    """The settings of the image processor for a model."""
+    """Settings of the image processor of a model."""
     side = config.image_size
     square = {"height": side, "width": side}
     of_clip = settings["model_type"] == "clip"

@@ -1,6 +1,7 @@
-"""Which tensors the parameters of an architecture are.
+"""Mapping of parameters to tensor names in Transformers.
 
-Names of modules and of single parameters, ours to theirs; ``{}`` is a layer's number.
+Tables map our names of modules and parameters to theirs; ``{}`` is the index of a
+layer.
 """
 
 import re
@@ -61,7 +62,7 @@ _COMMON = {
 _CLIP = {
     **_COMMON,
     "vision/class_token": "vision_model.embeddings.class_embedding",
-    # Their spelling.
+    # The spelling in Transformers.
     "vision/input_norm/scale": "vision_model.pre_layrnorm.weight",
     "vision/input_norm/bias": "vision_model.pre_layrnorm.bias",
     "vision/projection": "visual_projection",
@@ -94,9 +95,9 @@ _JOINT = ("query", "key", "value")
 
 
 def paligemma_spelling(name: str) -> str:
-    """The name of a tensor in the checkpoints that PaliGemma's authors published.
+    """Normalises a tensor's name to that of PaliGemma's published checkpoints.
 
-    Transformers reads these in all versions, and has written others since.
+    All versions of Transformers read these names, but later ones write others.
 
     >>> paligemma_spelling("model.vision_tower.post_layernorm.bias")
     'vision_tower.vision_model.post_layernorm.bias'
@@ -109,16 +110,16 @@ def paligemma_spelling(name: str) -> str:
 def module_names(
     config: VisionConfig, path: str, shape: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """Names that Transformers gives the linear layers of a kernel.
+    """Names of a kernel's linear layers in Transformers.
 
     Args:
-        config: CLIP's or SigLIP's.
-        path: '/'-joined, of a kernel.
-        shape: of the kernel; a stacked one has a name for each layer.
+        config: configuration of CLIP or SigLIP.
+        path: '/'-joined path of a kernel.
+        shape: shape of the kernel; a stacked one has one name per layer.
 
     Raises:
-        ValueError: a kernel that is not a linear layer of its own there, or one of
-            PaliGemma's, whose layers have other names in each version.
+        ValueError: a kernel that is not a separate linear layer in Transformers, or one
+            of PaliGemma, whose layers are named differently in each version.
     """
     if isinstance(config, GenerativeConfig):
         raise ValueError(
@@ -136,11 +137,11 @@ def module_names(
 def places(
     config: VisionConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Place]:
-    """The place of each parameter; CLIP has none for the logit bias.
+    """The location of each parameter; CLIP has none for the logit bias.
 
     Args:
-        config: CLIP's, SigLIP's or PaliGemma's.
-        shapes: of the parameters by path.
+        config: configuration of CLIP, SigLIP or PaliGemma.
+        shapes: shapes of the parameters by path.
     """
     return {
         path: _place(config, path, shape)

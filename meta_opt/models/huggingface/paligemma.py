@@ -1,4 +1,4 @@
-"""``config.json`` of PaliGemma (the first; the second's decoder is another)."""
+"""``config.json`` of PaliGemma 1 (PaliGemma 2 has a different decoder)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from meta_opt.models.huggingface.settings import (
     write_tower,
 )
 
-# What Transformers leaves out of config.json.
+# Defaults that Transformers omits from config.json.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "text_config": {
         "model_type": "gemma",
@@ -38,18 +38,18 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _LEGACY_ACTIVATION = "gelu"
-"""Gemma's ``hidden_act`` where the approximation by tanh is meant."""
+"""Value of Gemma's ``hidden_act`` that stands for the tanh approximation."""
 
 
 def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
-    """The architecture that settings describe; images must have three channels.
+    """Parses an architecture; images must have three channels.
 
     Args:
-        given: what ``config.json`` says.
+        given: contents of ``config.json``.
 
     Raises:
-        ValueError: no PaliGemma, or one with parts that
-            `meta_opt.models.generative.Generative` does not have.
+        ValueError: not PaliGemma, or one with parts that
+            `meta_opt.models.generative.Generative` does not support.
     """
     kind = given.get("model_type")
     if kind in ("clip", "siglip"):
@@ -111,7 +111,7 @@ def parse_config(given: Mapping[str, Any]) -> GenerativeConfig:
 
 
 def write_config(config: GenerativeConfig) -> dict[str, Any]:
-    """``config.json`` of an architecture.
+    """Returns the contents of ``config.json`` for an architecture.
 
     Raises:
         ValueError: if it is not PaliGemma's.

@@ -1,4 +1,4 @@
-"""Where a parameter is in the files, how it is read from there, and how written."""
+"""Locations of parameters in files, with conversions for reading and writing."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,21 +10,22 @@ from meta_opt.models.huggingface.files import Files
 from meta_opt.models.parameters import mismatch
 
 _NO_PARAMETERS = (".position_ids", "lm_head.weight", ".num_batches_tracked")
-"""Endings of tensors that are not parameters: buffers, and the tied embedding again."""
+"""Suffixes of tensors that are not parameters: buffers and copies of tied embeddings.
+"""
 
 
 class Place(NamedTuple):
-    """Where a parameter is in the files.
+    """Location of a parameter in the files.
 
     Attributes:
-        names: of the tensors; for a scan-stacked parameter one for each layer.
-        shape: of each tensor in the file.
+        names: names of the tensors, one per layer for a scan-stacked parameter.
+        shape: shape of each tensor in the file.
         stacked: whether the parameter has a leading layer axis.
-        transposed: whether a tensor [out, in] is a kernel [in, out].
-        to_file: one layer of the parameter to the tensor, where that is more than a
+        transposed: whether the tensor is [out, in] for a kernel [in, out].
+        to_file: function from one layer of the parameter to the tensor, unless it is a
             transposition or a reshape.
-        from_file: back.
-        third: which third of the tensor's rows it is, as in a joint projection.
+        from_file: inverse of ``to_file``.
+        third: index of the third of the tensor's rows, for joint QKV projections.
     """
 
     names: tuple[str, ...]
@@ -37,12 +38,12 @@ class Place(NamedTuple):
 
 
 def plain(name: str, shape: tuple[int, ...], is_kernel: bool) -> Place:
-    """The place of a parameter that is a tensor, or a tensor of each layer.
+    """The location of a parameter that is one tensor, or one tensor per layer.
 
     Args:
-        name: of the tensor, with ``{}`` where the layer's number stands.
-        shape: of the parameter.
-        is_kernel: whether it is transposed.
+        name: name of the tensor, with ``{}`` for the index of the layer.
+        shape: shape of the parameter.
+        is_kernel: whether it is a kernel, which is transposed.
 
     >>> plain("layers.{}.fc.weight", (2, 3, 4), True)[:2]
     (('layers.0.fc.weight', 'layers.1.fc.weight'), (4, 3))
@@ -54,7 +55,7 @@ def plain(name: str, shape: tuple[int, ...], is_kernel: bool) -> Place:
 
 
 def reshaped(name: str, shape: tuple[int, ...], in_file: tuple[int, ...]) -> Place:
-    """The place of a parameter whose tensor has other axes."""
+    """The location of a parameter whose tensor has another shape."""
     return Place(
         (name,),
         in_file,
@@ -64,7 +65,7 @@ def reshaped(name: str, shape: tuple[int, ...], in_file: tuple[int, ...]) -> Pla
 
 
 def convolution(name: str, patch_size: int, width: int) -> Place:
-    """The place of a kernel over patches [3 p p, D], whose tensor is [D, 3, p, p]."""
+    """The location of a patch kernel [3 p p, D], whose tensor is [D, 3, p, p]."""
     p = patch_size
     return Place(
         (name,),
@@ -75,7 +76,7 @@ def convolution(name: str, patch_size: int, width: int) -> Place:
 
 
 def check(files: Files, places: Mapping[str, Place]) -> None:
-    """Raises ValueError naming tensors that are missing, unknown or of other shape."""
+    """Raises ValueError naming tensors that are missing, unknown or misshapen."""
     wanted = {name: list(p.shape) for p in places.values() for name in p.names}
     there = [n for n in sorted(files.names()) if not n.endswith(_NO_PARAMETERS)]
     problems = mismatch({name: list(files.shape(name)) for name in there}, wanted)
@@ -89,7 +90,7 @@ def check(files: Files, places: Mapping[str, Place]) -> None:
 def reader(
     files: Files, place: Place, shape: tuple[int, ...], dtype: Any
 ) -> Callable[[Any], np.ndarray]:
-    """A function from an index of the parameter to that part of it."""
+    """Returns a function that reads the slice of a parameter at an index."""
 
     def one(name: str, index: tuple[slice, ...]) -> np.ndarray:
         tensor = files.slice(name)
@@ -113,7 +114,7 @@ def reader(
         if not place.stacked:
             return one(place.names[0], full).astype(dtype)
         layers, rest = place.names[full[0]], full[1:]
-        # Filled layer by layer: twice the part is never held.
+        # Filled layer by layer, so that no second copy is in memory.
         part = np.empty([s.stop - s.start for s in full], dtype)
         for i, name in enumerate(layers):
             part[i] = one(name, rest)
@@ -125,7 +126,7 @@ def reader(
 def tensors(
     params: Mapping[str, nnx.Param], places: Mapping[str, Place]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors of the files, one parameter at a time."""
+    """Yields names and tensors of the files, one parameter at a time."""
     joint: dict[str, dict[int, np.ndarray]] = {}
     for path, place in places.items():
         array = np.asarray(params[path][...])
@@ -134,7 +135,7 @@ def tensors(
             tensor = x.T if place.transposed else x
             tensor = place.to_file(tensor) if place.to_file else tensor
             if place.third is None:
-                # In C order: safetensors writes the buffer as it lies.
+                # In C order, since safetensors writes the raw buffer.
                 yield name, np.array(tensor, order="C")
                 continue
             parts = joint.setdefault(name, {})

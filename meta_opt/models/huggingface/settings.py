@@ -1,4 +1,4 @@
-"""Settings of an encoder in ``config.json``, and a check that none is lost."""
+"""Settings of an encoder in ``config.json``, and a round-trip check."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +12,7 @@ _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-# What Transformers leaves out of config.json.
+# Defaults that Transformers omits from config.json.
 BASE = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -25,7 +25,7 @@ OF_SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 
 
 def parse_activation(name: str) -> str:
-    """Our name of an activation.
+    """Maps Transformers' name of an activation to ours.
 
     Raises:
         ValueError: one that is not known.
@@ -38,7 +38,7 @@ def parse_activation(name: str) -> str:
 
 
 def write_activation(name: str) -> str:
-    """Their name of an activation.
+    """Maps our name of an activation to Transformers'.
 
     >>> write_activation("gelu_tanh")
     'gelu_pytorch_tanh'
@@ -49,10 +49,10 @@ def write_activation(name: str) -> str:
 def section(
     given: Mapping[str, Any], name: str, defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A part of ``config.json`` with what is left out there.
+    """A section of ``config.json`` with the defaults filled in.
 
     Raises:
-        ValueError: a part that is not an object.
+        ValueError: the section is not an object.
     """
     part = given.get(name) or {}
     if not isinstance(part, Mapping):
@@ -61,7 +61,7 @@ def section(
 
 
 def parse_tower(settings: Mapping[str, Any], **changes: Any) -> TowerConfig:
-    """The encoder that settings describe.
+    """Parses the settings of an encoder.
 
     Raises:
         ValueError: an activation that is not known.
@@ -78,7 +78,7 @@ def parse_tower(settings: Mapping[str, Any], **changes: Any) -> TowerConfig:
 
 
 def write_tower(tower: TowerConfig, model_type: str) -> dict[str, Any]:
-    """The settings that describe an encoder."""
+    """Returns the settings of an encoder."""
     return {
         "model_type": model_type,
         "hidden_size": tower.width,
@@ -93,16 +93,16 @@ def write_tower(tower: TowerConfig, model_type: str) -> dict[str, Any]:
 def lost(
     config: VisionConfig, again: Callable[[], VisionConfig], free: Iterable[str]
 ) -> str:
-    """What differs in a configuration that was written and read again.
+    """Compares a configuration with itself after writing and reading.
 
     Args:
-        config: what was written.
-        again: reads it.
-        free: fields that may differ, besides the numerics and the channels of images,
-            which ``config.json`` does not hold.
+        config: the original configuration.
+        again: function that writes and reads it.
+        free: fields that may differ, besides numerics and channel statistics, which
+            ``config.json`` does not contain.
 
     Returns:
-        Names of fields, or the error of reading; "" if all is well.
+        Names of differing fields, or the error of reading; "" if there are none.
     """
     free = {*free, "dtype", "param_dtype", "remat", "scan_layers"}
     free |= {"image_mean", "image_std"}

@@ -1,4 +1,4 @@
-"""TFDS builders; they need no TensorFlow and read a manual folder.
+"""TFDS builders that read manually downloaded files, without TensorFlow.
 
 Importing a module of this package registers its builder with TFDS.
 """

@@ -25,7 +25,7 @@ SENTIMENT_FILE = Path("emosent/data/Emoji_Sentiment_Data_v1.0.csv")
 
 
 class Clip(NamedTuple):
-    """An animation file with what is known of its emoji."""
+    """An animation file with the metadata of its emoji."""
 
     codepoint: str
     name: str
@@ -35,12 +35,11 @@ class Clip(NamedTuple):
 
 
 class AnimatedEmoji(tfds.core.GeneratorBasedBuilder):
-    """Eight frames at even distances of each animated emoji, on white.
+    """Eight evenly spaced frames of each animated emoji, on white.
 
-    Left out are variants in skin tone and emoji that do not move. ``sentiment`` is
-    (positive - negative) / (negative + neutral + positive) over the tweets that hold
-    the emoji, in [-1, 1], or NaN. The split is by the hash of the code point, as that
-    of the dataset ``emoji`` is.
+    Skin-tone variants and static emoji are excluded. ``sentiment`` is (positive -
+    negative) / (negative + neutral + positive) over the tweets with the emoji, in [-1,
+    1], or NaN. The split is by the hash of the code point, as in the dataset ``emoji``.
     """
 
     name = "animated_emoji"
@@ -102,10 +101,10 @@ class AnimatedEmoji(tfds.core.GeneratorBasedBuilder):
 
 
 def read_clips(root: Path) -> list[Clip]:
-    """Returns the files of base emoji, moving or not, in order of code points.
+    """Returns the files of base emoji, animated or static, in order of code points.
 
     Raises:
-        MissingDataError: if a package's files are not there.
+        MissingDataError: if a package's files are missing.
     """
     files: dict[str, Path] = {}
     for package in CLIPS:
@@ -138,7 +137,7 @@ def read_sentiments(file: Path) -> dict[str, float]:
     """Returns the mean sentiment of the tweets with an emoji, by code point.
 
     Raises:
-        MissingDataError: if the file is not there.
+        MissingDataError: if the file is missing.
     """
     if not file.is_file():
         raise MissingDataError("The Emoji Sentiment Ranking", file, "animated_emoji")

@@ -15,7 +15,8 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of
 
 LANGUAGES = ("en", "es", "fr", "it", "ru")
-"""One voice for each: their packages are ``asterisk-core-sounds-<language>-wav``."""
+"""Languages, each with one voice in the package
+``asterisk-core-sounds-<language>-wav``."""
 
 SOUNDS = Path("usr/share/asterisk/sounds")
 TEXTS = Path("usr/share/doc/asterisk-core-sounds-en")
@@ -23,7 +24,7 @@ TEXT_FILE = "core-sounds-en.txt.gz"
 
 
 class Prompt(NamedTuple):
-    """A sound file: ``key`` names the prompt, the same in all voices."""
+    """An audio file; ``key`` identifies the prompt across voices."""
 
     key: str
     voice: str
@@ -34,9 +35,9 @@ class Prompt(NamedTuple):
 class Asterisk(tfds.core.GeneratorBasedBuilder):
     """Prompts of the Asterisk telephone exchange with voice, key and English text.
 
-    Each voice speaks its own language; ``text`` is what the English voice says. Left
-    out are tones, silence, and prompts that English lacks. The split is by the hash of
-    the key, so that a prompt is in one split in all voices.
+    Each voice speaks its own language; ``text`` is the English transcript. Tones,
+    silence, and prompts without an English version are excluded. The split is by the
+    hash of the key, so that all voices of a prompt share a split.
     """
 
     name = "asterisk"
@@ -93,8 +94,8 @@ class Asterisk(tfds.core.GeneratorBasedBuilder):
 def read_texts(file: Path) -> dict[str, str]:
     """Returns the texts by key from a file of lines ``key: text``.
 
-    Remarks in brackets are taken out, and what is nothing but a remark with them; so
-    are the clips of silence.
+    Remarks in brackets are removed; texts that consist of a remark only, and clips of
+    silence, are skipped.
     """
     texts = {}
     with gzip.open(file, "rt", encoding="utf-8") as lines:
@@ -110,7 +111,7 @@ def read_prompts(root: Path) -> list[Prompt]:
     """Returns the prompts of all voices that have a text, by key and voice.
 
     Raises:
-        MissingDataError: if the texts or a voice are not there.
+        MissingDataError: if the texts or a voice are missing.
     """
     file = root / "asterisk-core-sounds-en" / TEXTS / TEXT_FILE
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Reads the files of the Open Clip Art library: pictures, and the RDF in their SVGs."""
+"""Reads the Open Clip Art library: images, and the RDF metadata of their SVG files."""
 
 import dataclasses
 import hashlib
@@ -42,12 +42,12 @@ FOLDERS = {
     "png": Path("openclipart/openclipart-png/usr/share/openclipart/png"),
     "svg": Path("openclipart/openclipart-svg/usr/share/openclipart/svg"),
 }
-"""Where the packages' contents are looked for below the manual folder."""
+"""Folders of the packages' contents below the manual folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipartFile:
-    """A picture of the library with what its SVG says about it.
+    """An image of the library with the metadata of its SVG file.
 
     Attributes:
         path: PNG path below the ``png`` folder, with forward slashes.
@@ -55,8 +55,8 @@ class ClipartFile:
         svg: the SVG file.
         title: ``dc:title``, cleaned by :func:`clean_title`; may be empty.
         description: ``dc:description``, white space collapsed.
-        keywords: ``dc:subject`` entries without empty and repeated ones, as written.
-        licence: the licence's address; empty where none is given.
+        keywords: unique, non-empty ``dc:subject`` entries.
+        licence: URL of the licence; empty if none is given.
         digest: SHA-256 of the PNG file, hexadecimal.
     """
 
@@ -81,7 +81,7 @@ class ClipartFile:
 
 
 def clean_title(title: str) -> str:
-    """Returns a title in words: no underscores, file endings or "Clipart by ... -".
+    """Removes underscores, file extensions and "Clipart by ... -" from a title.
 
     >>> clean_title("Clipart by Jon A. Cruz - Norway")
     'Norway'
@@ -118,13 +118,13 @@ def read_metadata(svg: Path) -> tuple[str, str, tuple[str, ...], str]:
 
 
 def library_folders(manual: Path) -> tuple[Path, Path]:
-    """The folders of PNG and of SVG files, as `read_library` takes them.
+    """The folders of PNG and SVG files, the arguments of `read_library`.
 
     Args:
-        manual: the folder that the packages were unpacked in.
+        manual: the folder with the unpacked packages.
 
     Raises:
-        MissingDataError: if one is not there; names the command that brings it.
+        MissingDataError: a missing folder; the message has the command that fetches it.
     """
     for kind, folder in FOLDERS.items():
         if not (manual / folder).is_dir():
@@ -135,10 +135,10 @@ def library_folders(manual: Path) -> tuple[Path, Path]:
 
 
 def read_library(png_root: Path, svg_root: Path) -> Iterator[ClipartFile]:
-    """Yields each distinct picture of the library once, in the order of its paths.
+    """Yields each distinct image of the library once, in the order of its paths.
 
-    Left out are symbolic links, pictures without an SVG, further files with the same
-    bytes, and what is tagged with the GPL (the library is public domain).
+    Symbolic links, images without an SVG, duplicate files, and images tagged with the
+    GPL (the library is public domain) are excluded.
     """
     seen: set[str] = set()
     for png in sorted(png_root.rglob("*.png")):

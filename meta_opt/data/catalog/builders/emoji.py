@@ -1,4 +1,4 @@
-"""Emoji of four artists as a TFDS dataset (1,852 emoji, 7,408 pictures)."""
+"""Emoji of four artists as a TFDS dataset (1,852 emoji, 7,408 images)."""
 
 import io
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from meta_opt.data.splits import split_of
 from meta_opt.text_files import read_json_value
 
 SIDE = 64
-"""Side of the stored pictures in pixels."""
+"""Side of the stored images in pixels."""
 
 
 class EmojiEntry(NamedTuple):
-    """What is known of an emoji, whoever draws it."""
+    """The metadata of an emoji, independent of the artist."""
 
     codepoint: str
     name: str
@@ -41,7 +41,7 @@ class EmojiEntry(NamedTuple):
 
 
 def join_key(codepoint: str) -> str:
-    """Returns the code point as the artists have it in common.
+    """Normalises a code point, since artists write it differently.
 
     >>> join_key("2764-FE0F")
     '2764'
@@ -50,10 +50,10 @@ def join_key(codepoint: str) -> str:
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
-    """Each emoji that all artists draw, once for each of them, on white.
+    """All emoji that every artist has drawn, one image per artist, on white.
 
-    Variants in skin tone are left out. The split is by the hash of the code point, so
-    that all drawings of an emoji are in one split.
+    Skin-tone variants are excluded. The split is by the hash of the code point, so that
+    all drawings of an emoji share a split.
     """
 
     name = "emoji"
@@ -148,7 +148,7 @@ def _read_json(root: Path, artist: Artist) -> list[dict[str, Any]]:
 
 
 def read_entries(root: Path) -> list[EmojiEntry]:
-    """Returns the base emoji in order of code points; skin tones are nested in them."""
+    """Returns the base emoji in order of code points, without skin-tone variants."""
     tagged = {join_key(e["hexcode"]): e for e in _read_json(root, OPENMOJI)}
     entries = []
     for emoji in _read_json(root, GOOGLE):

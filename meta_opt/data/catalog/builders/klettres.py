@@ -14,13 +14,13 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of
 
 FOLDER = Path("klettres/klettres-data/usr/share/klettres")
-"""Where the package's contents are looked for below the manual folder."""
+"""Folder of the package's contents below the manual folder."""
 
 _KINDS = {"alphabet": "letter", "syllables": "syllable"}
 
 
 class Utterance(NamedTuple):
-    """A sound file with what the index of its language says about it."""
+    """An audio file with its entry in the index of its language."""
 
     path: str
     language: str
@@ -29,10 +29,10 @@ class Utterance(NamedTuple):
 
 
 class Klettres(tfds.core.GeneratorBasedBuilder):
-    """Letters and syllables, each spoken once a language, with text and language.
+    """Spoken letters and syllables with text and language, one recording per language.
 
-    The split is by the hash of language and text. A language has one speaker and one
-    set of recordings; clips of two languages differ in these as well.
+    The split is by the hash of language and text. Each language has one speaker and one
+    set of recordings, so that these are confounded with the language.
     """
 
     name = "klettres"
@@ -83,10 +83,10 @@ class Klettres(tfds.core.GeneratorBasedBuilder):
 
 
 def read_indices(root: Path) -> list[Utterance]:
-    """Returns the sounds that the indices ``<language>/sounds.xml`` list, in order.
+    """Returns the recordings that the indices ``<language>/sounds.xml`` list, in order.
 
-    A file that is listed twice is taken once, and one that is not there is left out
-    (the index of Indonesian comes without sounds).
+    Duplicate entries and missing files are skipped (the index of Indonesian has no
+    recordings).
 
     Raises:
         xml.etree.ElementTree.ParseError: if an index is not well-formed.

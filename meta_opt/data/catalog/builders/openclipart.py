@@ -1,4 +1,4 @@
-"""Open Clip Art as a TFDS dataset (public domain, about 6,900 pictures)."""
+"""Open Clip Art as a TFDS dataset (public domain, about 6,900 images)."""
 
 import io
 from collections.abc import Iterator
@@ -25,14 +25,14 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of, title_key
 
 SIDE = 256
-"""Longer side of the stored pictures in pixels; smaller ones keep their size."""
+"""Longer side of the stored images in pixels; smaller ones keep their size."""
 
 
 class Openclipart(tfds.core.GeneratorBasedBuilder):
-    """Pictures with title, description, keywords and category, on white.
+    """Images with title, description, keywords and category, on white.
 
-    The split is by the hash of the title without digits, so that no title, and no
-    numbered variant of one, is in two splits.
+    The split is by the hash of the title without digits, so that images with the same
+    title, or numbered variants of it, share a split.
     """
 
     name = "openclipart"

@@ -1,4 +1,4 @@
-"""How the datasets of speech store it."""
+"""The TFDS feature of speech clips."""
 
 import numpy as np
 import tensorflow_datasets as tfds

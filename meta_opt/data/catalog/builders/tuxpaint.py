@@ -1,4 +1,4 @@
-"""Stamps of Tux Paint as a TFDS dataset: picture, captions and spoken captions."""
+"""Stamps of Tux Paint as a TFDS dataset: image, captions and spoken captions."""
 
 import io
 import re
@@ -22,24 +22,24 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.splits import split_of, title_key
 
 SIDE = 64
-"""Side of the stored pictures in pixels."""
+"""Side of the stored images in pixels."""
 
 FOLDER = Path("tuxpaint/tuxpaint-stamps-default/usr/share/tuxpaint/stamps")
-"""Where the package's contents are looked for below the manual folder."""
+"""Folder of the package's contents below the manual folder."""
 
 _LEFT_OUT = "symbols"
-"""A category of letters, digits and coins."""
+"""The excluded category: letters, digits and coins."""
 
 
 class Stamp(NamedTuple):
-    """A picture with its captions and the files that speak them.
+    """An image with its written and spoken captions.
 
     Attributes:
-        key: path below the folder of stamps, without ending.
-        picture: the PNG or, where there is none, the SVG file.
+        key: path below the folder of stamps, without file extension.
+        picture: the PNG file or, if there is none, the SVG file.
         caption: the English caption.
-        captions: (language, text) of the others, by language.
-        speech: (language, sound file), by language.
+        captions: (language, text) of the other captions, by language.
+        speech: (language, audio file), by language.
     """
 
     key: str
@@ -57,8 +57,8 @@ class Stamp(NamedTuple):
 class Tuxpaint(tfds.core.GeneratorBasedBuilder):
     """Stamps on white with their captions, written and spoken, in many languages.
 
-    The category of symbols is left out. The split is by the hash of the English
-    caption's letters, so that equal captions are in one split.
+    The category of symbols is excluded. The split is by the hash of the English
+    caption's letters, so that equal captions share a split.
     """
 
     name = "tuxpaint"
@@ -137,7 +137,7 @@ class Tuxpaint(tfds.core.GeneratorBasedBuilder):
 
 
 def read_stamps(root: Path) -> list[Stamp]:
-    """Returns the stamps that have a caption and a picture, in order of their keys."""
+    """Returns the stamps that have a caption and an image, in order of their keys."""
     stamps = []
     for file in sorted(root.rglob("*.txt")):
         key = file.relative_to(root).with_suffix("").as_posix()
@@ -153,7 +153,7 @@ def read_stamps(root: Path) -> list[Stamp]:
 
 
 def _captions(lines: list[str]) -> tuple[tuple[str, str], ...]:
-    """Reads lines such as ``fr.utf8=Un canard.``; the last of a language counts."""
+    """Reads lines such as ``fr.utf8=Un canard.``; the last of each language counts."""
     found = {}
     for line in lines:
         language, separator, text = line.partition(".utf8=")
@@ -163,7 +163,7 @@ def _captions(lines: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 def _speech(file: Path) -> tuple[tuple[str, Path], ...]:
-    """Returns the files ``NAME_desc[_LANGUAGE].ogg``; the plain one is English."""
+    """Returns the files ``NAME_desc[_LANGUAGE].ogg``; English without ``_LANGUAGE``."""
     pattern = re.compile(re.escape(file.stem) + r"_desc(?:_([\w@]+))?\.(?:ogg|wav)")
     found = {}
     for sound in sorted(file.parent.iterdir()):

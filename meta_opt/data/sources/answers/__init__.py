@@ -1,5 +1,5 @@
-"""Questions about named pictures, for pre-training models that answer in words.
+"""Questions about named images, to pre-train models that answer in text.
 
-``pictures`` reads emoji and stamps with what is known of them, ``questions`` asks,
-``files`` writes the data set.
+``pictures`` reads emoji and stamps with their metadata, ``questions`` makes questions
+and answers, ``files`` writes the data set.
 """

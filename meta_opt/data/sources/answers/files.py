@@ -1,4 +1,4 @@
-r"""The data set as files: PNG pictures, and a JSONL file for each split.
+r"""The data set as files: PNG images, and a JSONL file for each split.
 
 Layout of the folder::
 
@@ -38,14 +38,15 @@ DESCRIPTION = "dataset.json"
 
 @dataclasses.dataclass(frozen=True)
 class AnswersDataConfig:
-    """Which pictures, and how large.
+    """Which images the data set contains, and their size.
 
     Attributes:
-        names: of `meta_opt.data.sources.answers.pictures.SOURCES`.
+        names: sources of the images, of
+            `meta_opt.data.sources.answers.pictures.SOURCES`.
         data_dir: folder of datasets; None for `meta_opt.data.data_dir`.
-        width: of the pictures in pixels, at most.
-        every: takes one emoji or stamp of so many, for trials; 1 for all.
-        max_unreadable: pictures that may be skipped.
+        width: of the images in pixels, at most.
+        every: keeps every n-th emoji or stamp, for trial runs; 1 keeps all.
+        max_unreadable: images that may be skipped.
     """
 
     names: tuple[str, ...] = SOURCES
@@ -66,10 +67,10 @@ class AnswersDataConfig:
 def build(
     config: AnswersDataConfig, questions: QuestionsConfig, out: str | os.PathLike
 ) -> dict[str, Any]:
-    """Reads the pictures, asks about them and writes the data set.
+    """Reads the images, makes the questions and writes the data set.
 
     Raises:
-        MissingDataError: packages that are not there; names the command that brings
+        MissingDataError: missing packages; the message has the command that fetches
             them.
         ValueError, UnreadableFilesError: as `write_dataset`.
     """
@@ -77,7 +78,7 @@ def build(
     pictures: list[NamedPicture] = []
     for name in config.names:
         found = list(read_pictures(name, root))
-        # By what is shown, so that all drawings of an emoji are there or none.
+        # Subsample by what is shown: either all drawings of an emoji are kept or none.
         shown = sorted({picture.name for picture in found})[:: config.every]
         pictures += [picture for picture in found if picture.name in set(shown)]
     return write_dataset(out, pictures, questions, config.width, config.max_unreadable)
@@ -90,25 +91,25 @@ def write_dataset(
     width: int = 200,
     max_unreadable: int = 20,
 ) -> dict[str, Any]:
-    """Asks and writes; the folder appears whole or not at all.
+    """Makes the questions and writes the data set atomically.
 
     Args:
-        out: the folder, which must not be there or be empty.
-        pictures: what is asked about.
-        questions: how it is asked.
-        width: of the pictures in pixels, at most.
-        max_unreadable: pictures that may be skipped.
+        out: the output folder, which must be empty or not exist.
+        pictures: the images to ask about.
+        questions: settings of the questions.
+        width: of the images in pixels, at most.
+        max_unreadable: images that may be skipped.
 
     Returns:
-        The description that is written.
+        The contents of ``dataset.json``.
 
     Raises:
-        ValueError: a folder that has something in it.
-        UnreadableFilesError: more pictures are unreadable than may be.
+        ValueError: the folder is not empty.
+        UnreadableFilesError: more than ``max_unreadable`` images are unreadable.
     """
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} is there already; remove it or name another folder")
+        raise ValueError(f"{out} already exists; remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     unreadable = Unreadable(max_unreadable)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
@@ -140,7 +141,7 @@ def write_dataset(
             },
         }
         write_json(scratch / DESCRIPTION, about)
-        # An empty folder is replaced.
+        # Replaces an empty folder.
         os.replace(scratch, out)
     return about
 
@@ -152,7 +153,7 @@ def _file(picture: NamedPicture) -> str:
 def _write_pictures(
     folder: Path, pictures: Sequence[NamedPicture], width: int, unreadable: Unreadable
 ) -> list[NamedPicture]:
-    """Writes the pictures that can be read, and returns them."""
+    """Writes the readable images and returns them."""
     written = []
     for picture in tqdm(pictures, desc="pictures", unit="picture"):
         try:

@@ -1,7 +1,7 @@
 """Emoji of four artists and Tux Paint's stamps, with their names and categories.
 
-They are read from the packages' own files, which are larger than the 64 pixels of the
-prepared data sets, and are in the splits of those.
+They are read from the packages' original files, which are larger than the 64 pixels of
+the prepared data sets, and keep the splits of those data sets.
 """
 
 import collections
@@ -21,14 +21,14 @@ from meta_opt.data.preprocessing.images import (
 from meta_opt.data.splits import split_of, title_key
 
 SOURCES = ("emoji", "tuxpaint")
-"""Packages that ``make data`` brings."""
+"""Names of the sources; ``make data`` fetches their packages."""
 
 _MIN_PICTURES = 3
-"""Of a folder of stamps, for it to be a category."""
+"""Smallest number of stamps in a folder that counts as a category."""
 _LONGEST_NAME = 4
-"""Words of a caption that counts as a name."""
+"""Largest number of words of a caption that counts as a name."""
 _STYLES = ("cartoon", "toys", "plastic")
-"""Folders of stamps that say how something is drawn, not what it is."""
+"""Folders of stamps named after the style of drawing rather than the subject."""
 _SPELT = {
     "arttools": "art tool",
     "auto": "car",
@@ -48,17 +48,17 @@ _ARTICLE = re.compile(r"(?:an?|the|some)\s+", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class NamedPicture:
-    """A picture and what is known of it.
+    """An image with its name, keywords and categories.
 
     Attributes:
-        key: its path in the data, without ending.
+        key: path in the data set, without file extension.
         split: ``train``, ``validation`` or ``test``.
-        name: what it shows.
-        keywords: further words for it.
-        categories: its category by the taxonomy that it is from.
-        read: gives the picture, at most so many pixels wide; raises OSError or
-            ValueError where it cannot be read.
-        short: whether the name is one, rather than a sentence.
+        name: name of the depicted thing.
+        keywords: further terms for it.
+        categories: category by name of the taxonomy.
+        read: loads the image at most the given number of pixels wide; raises OSError or
+            ValueError if it cannot be read.
+        short: whether ``name`` is a short name rather than a sentence.
     """
 
     key: str
@@ -71,14 +71,14 @@ class NamedPicture:
 
 
 def read_pictures(source: str, data_dir: Path) -> Iterator[NamedPicture]:
-    """The pictures of one of `SOURCES`, in the order of their keys.
+    """The images of one of `SOURCES`, in the order of their keys.
 
     Args:
-        source: its name.
+        source: name of the source.
         data_dir: the folder of datasets.
 
     Raises:
-        MissingDataError: packages that are not there; names the command that brings
+        MissingDataError: missing packages; the message has the command that fetches
             them.
     """
     root = data_dir / "downloads" / "manual"
@@ -86,7 +86,7 @@ def read_pictures(source: str, data_dir: Path) -> Iterator[NamedPicture]:
 
 
 def subgroup_name(subcategory: str) -> str:
-    """One of Unicode's subgroups of emoji in plain words.
+    """The name of a Unicode emoji subgroup in plain words.
 
     >>> [subgroup_name(s) for s in ("animal-mammal", "food-prepared", "sky & weather")]
     ['mammal', 'prepared food', 'sky & weather']
@@ -100,7 +100,7 @@ def subgroup_name(subcategory: str) -> str:
 
 
 def caption_name(caption: str) -> tuple[str, bool]:
-    """What a stamp's caption names, and whether it is a name and no sentence.
+    """The name in a stamp's caption, and whether it is a name rather than a sentence.
 
     >>> caption_name("An adjustable wrench."), caption_name("Drive slowly! School.")
     (('adjustable wrench', True), ('drive slowly! school', False))

@@ -1,8 +1,8 @@
-"""Questions about a named picture: what it is, and which of a list of categories.
+"""Questions about a named image: its name, or its category out of a list.
 
-The lists are drawn again for each question, so that a model has to read them, and are
-asked for as in few-shot data (`meta_opt.data.preprocessing.prompts`), where the answer
-is ``{"category": X}``.
+Each question samples a new list, so that a model has to read it. Prompts and answers
+(``{"category": X}``) have the form of the few-shot data
+(`meta_opt.data.preprocessing.prompts`).
 """
 
 import collections
@@ -23,20 +23,21 @@ NAMING = (
 KEYWORDS = "List keywords for the picture."
 _MOST_KEYWORDS = 4
 _LONGEST = 24
-"""Characters of a name that stands in a list."""
+"""Largest number of characters of a name in a list."""
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionsConfig:
-    """How many questions of which length.
+    """Number and length of the questions.
 
     Attributes:
-        per_picture: of training; fewer, but at least two, for pictures of a group that
-            is larger than the mean one, so that no group outweighs others.
-        held_out: for each picture of validation and test.
-        categories: fewest and most in a list.
-        prompt_characters: that a prompt has at most; a longer list is cut.
-        seed: of lists and templates.
+        per_picture: questions per training image; fewer, but at least two, for images
+            of groups that are larger than average, so that no group dominates.
+        held_out: questions per validation or test image.
+        categories: smallest and largest number of categories in a list.
+        prompt_characters: largest number of characters of a prompt; longer lists are
+            truncated.
+        seed: random seed of lists and templates.
     """
 
     per_picture: int = 6
@@ -65,7 +66,7 @@ class QuestionsConfig:
 
 
 class Question(NamedTuple):
-    """What is asked about a picture, and the answer."""
+    """A question about an image, and its answer."""
 
     picture: NamedPicture
     prompt: str
@@ -75,14 +76,14 @@ class Question(NamedTuple):
 def ask(
     pictures: Sequence[NamedPicture], config: QuestionsConfig
 ) -> dict[str, list[Question]]:
-    """Questions about pictures; they depend on nothing but the arguments.
+    """Makes questions about images, deterministically.
 
-    A list offers categories of one taxonomy, or names of pictures of one split which
-    have no word in common with the right one.
+    A list has categories of one taxonomy, or names of images of one split that share no
+    word with the right one.
 
     Args:
-        pictures: of any splits.
-        config: how many.
+        pictures: images of any split.
+        config: number and length of the questions.
 
     Returns:
         The questions of each split.
@@ -106,7 +107,7 @@ def ask(
         kinds = ["name", *picture.categories]
         kinds += ["keywords"] * bool(picture.keywords)
         kinds += ["names"] * _listed(picture)
-        # As many of each kind as of any other, but for one.
+        # Equal numbers of each kind, up to a difference of one.
         order = [k for _ in range(count) for k in rng.sample(kinds, len(kinds))]
         for kind in order[:count]:
             others: Iterable[str] = taxonomies.get(kind, ())
@@ -119,12 +120,12 @@ def ask(
 
 
 def _group(picture: NamedPicture) -> str:
-    """The widest category of a picture."""
+    """The broadest category of an image."""
     return next(iter(picture.categories.values()), "")
 
 
 def _listed(picture: NamedPicture) -> bool:
-    """Whether the name of a picture may stand in a list."""
+    """Whether the name of an image may appear in a list."""
     letters = picture.name.replace(" ", "").replace("-", "")
     return picture.short and letters.isalpha() and len(picture.name) <= _LONGEST
 

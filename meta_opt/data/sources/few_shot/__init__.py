@@ -1,5 +1,5 @@
-"""Few examples of many classes in phases and resolutions, from any classified pictures.
+"""Few-shot classification data in training phases and resolutions, from any images.
 
-``items`` and ``clipart`` find pictures and their classes, ``protocol`` chooses and
-divides them, ``files`` writes the data set.
+``items`` and ``clipart`` find images and their classes, ``protocol`` chooses and splits
+them, ``files`` writes the data set.
 """

@@ -1,4 +1,4 @@
-"""Thirty classes of Open Clip Art by folder and keyword; the bundled drawings'."""
+"""Thirty classes of Open Clip Art by folder and keyword, and the bundled drawings."""
 
 import functools
 from collections.abc import Sequence
@@ -55,20 +55,20 @@ CLASS_FOLDERS: dict[str, str] = {
     "transportation": "vehicle",
     "transportation/roadsigns": "road sign",
 }
-"""The class of the pictures in a folder and below it; "" for none.
+"""Class of the images in a folder and below it; "" for none.
 
-The deepest folder that is named decides, so that no picture is in two classes. Taken
-were folders whose pictures a name of one or two words describes and of which, together,
-at least 40 distinct pictures are left; folders of mixed contents (the library's
+The deepest listed folder decides, so that no image is in two classes. A class is a name
+of one or two words that describes all images of its folders, which together have at
+least 40 distinct images; folders of mixed contents (the library's
 ``signs_and_symbols``, ``computer``, ``food`` and ``animals`` themselves) have no class.
 """
 
 KEYWORD_CLASSES: dict[tuple[str, str], str] = {
     ("transportation", "roadsign"): "road sign",
 }
-"""The class of the pictures of a top-level folder that have a keyword.
+"""Class of the images by (top-level folder, keyword).
 
-It comes before the folders': half the signs lie among the vehicles.
+Keywords have precedence over folders: half of the signs are filed under vehicles.
 """
 
 CLASSES = tuple(sorted({name for name in CLASS_FOLDERS.values() if name}))
@@ -76,7 +76,7 @@ CLASSES = tuple(sorted({name for name in CLASS_FOLDERS.values() if name}))
 
 
 def class_of(path: str, keywords: Sequence[str] = ()) -> str:
-    """The class of a picture by its path in the library and keywords; "" for none.
+    """Class of an image by its path in the library and its keywords; "" for none.
 
     >>> class_of("animals/mammals/dogs/pug.png"), class_of("animals/snake.png")
     ('mammal', '')
@@ -96,13 +96,13 @@ def class_of(path: str, keywords: Sequence[str] = ()) -> str:
 
 
 def openclipart_items(data_dir: Path) -> list[Item]:
-    """The pictures of the library that have a class, as SVG documents.
+    """The classified images of the library, as SVG documents.
 
     Args:
         data_dir: the folder of datasets.
 
     Raises:
-        MissingDataError: if the packages are not there; names the command that brings
+        MissingDataError: missing packages; the message has the command that fetches
             them.
     """
     folders = library_folders(data_dir / "downloads" / "manual")
@@ -114,7 +114,7 @@ def openclipart_items(data_dir: Path) -> list[Item]:
 
 
 def bundled_items() -> list[Item]:
-    """The drawings that ship with the package, 64 pixels square, by category."""
+    """The bundled drawings, 64 x 64 pixels, labelled by category."""
     found = []
     for split in ("train", "validation", "test"):
         source = bundled_clipart(split)

@@ -1,19 +1,16 @@
-r"""The data set as files: PNG pictures, and JSONL files of the package's own schema.
+r"""The data set as files: PNG images, and JSONL files of the package's own schema.
 
 Layout of the folder, of every width (``100``, ``200``, ...)::
 
-    dataset.json                   classes, counts, settings, what was left out
-    100/images/01_arrow/00.png     of each class, numbered
-    100/phase_1.jsonl              the samples of a phase of training, and so on
-    100/phases_1_to_2.jsonl        those of the first two, and so on
-    100/train.jsonl                those of all phases
-    100/validation.jsonl
-    100/test.jsonl
+    dataset.json classes, counts, settings, what was left out 100/images/01_arrow/00.png
+    one folder per class, numbered 100/phase_1.jsonl the training samples of phase 1,
+    and so on 100/phases_1_to_2.jsonl those of phases 1 and 2, and so on 100/train.jsonl
+    those of all phases 100/validation.jsonl 100/test.jsonl
 
-A line is ``{"image": "images/01_arrow/00.png", "prompt": ..., "target":
-"{\"category\": \"arrow\"}", "label": "arrow", "split": "train"}``, which
-`meta_opt.data.sources.jsonl_samples.read_samples` reads. At all widths a number stands
-for the same picture.
+A line is ``{"image": "images/01_arrow/00.png", "prompt": ..., "target": "{\"category\":
+\"arrow\"}", "label": "arrow", "split": "train"}``, which
+`meta_opt.data.sources.jsonl_samples.read_samples` reads. The same number denotes the
+same image at all widths.
 """
 
 import dataclasses
@@ -43,7 +40,7 @@ DESCRIPTION = "dataset.json"
 
 
 def answer_of(class_name: str) -> str:
-    """What is to be answered about a picture of a class.
+    """The expected answer for images of a class.
 
     >>> answer_of("road sign")
     '{"category": "road sign"}'
@@ -57,25 +54,25 @@ def write_dataset(
     config: FewShotConfig,
     source: str = "",
 ) -> dict[str, Any]:
-    """Chooses, divides and writes; the folder appears whole or not at all.
+    """Chooses and splits the images, and writes the data set atomically.
 
     Args:
-        out: the folder, which must not be there or be empty.
+        out: the output folder, which must be empty or not exist.
         classes: the items of each class, see
             `meta_opt.data.sources.few_shot.items.by_class`.
-        config: how the data set is made.
-        source: where the pictures are from, for the description.
+        config: settings of the protocol.
+        source: origin of the images, for the description.
 
     Returns:
-        The description that is written: classes, counts, settings, what was left out.
+        The contents of ``dataset.json``: classes, counts, settings, excluded images.
 
     Raises:
-        ValueError: a folder that has something in it; and as `choose`.
-        UnreadableFilesError: more pictures are unreadable than may be.
+        ValueError: the folder is not empty; or as `choose`.
+        UnreadableFilesError: more images are unreadable than the config allows.
     """
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"{out} is there already; remove it or name another folder")
+        raise ValueError(f"{out} already exists; remove it or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     choice = choose(classes, config)
     about = _description(choice, config, source)
@@ -88,7 +85,7 @@ def write_dataset(
                 bar.set_description(f"{width} px")
                 _write_width(scratch / str(width), width, choice, about["prompt"], bar)
         write_json(scratch / DESCRIPTION, about)
-        # An empty folder is replaced.
+        # Replaces an empty folder.
         os.replace(scratch, out)
     return about
 
@@ -128,7 +125,8 @@ def _write_width(
             file = place / f"{i:02}.png"
             try:
                 picture = one.item.at_width(width)
-            # It was read before; a drawing may be too large at this width.
+            # The file was readable before, but a drawing may be too large at this
+            # width.
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"{one.item.key} cannot be written at {width} pixels: {error}; "
@@ -160,7 +158,7 @@ def _write_width(
 
 
 def _folder_name(class_name: str, number: int) -> str:
-    """Of letters that every file system takes; the number keeps two names apart.
+    """A name that is valid on every file system, made unique by the class's number.
 
     >>> _folder_name("Arts, Crafts & Sewing", 3)
     '03_arts_crafts_sewing'

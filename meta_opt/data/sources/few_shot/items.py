@@ -1,4 +1,4 @@
-"""Pictures with classes: a user's folders, JSONL or WebDataset files, or a table."""
+"""Images with classes from a user's folders, JSONL or WebDataset files, or a table."""
 
 import dataclasses
 import os
@@ -25,8 +25,8 @@ from meta_opt.text_files import decode_text
 from meta_opt.types import near_match
 
 MAX_ASPECT = 20
-"""Pictures that are higher than this times their width count as unreadable: scaled to
-a width, they would be of any size."""
+"""Largest ratio of height to width; taller images count as unreadable, since resized to
+a given width they could be of any size."""
 _PREVIEW_SIDE = 256
 _DIVIDED = (
     "The protocol makes its own splits: give it one set of pictures without splits, "
@@ -37,13 +37,13 @@ _SVG = ".svg"
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A picture and its class.
+    """An image and its class.
 
     Attributes:
-        key: what it is known by, of no two the same; its order and split hang on it.
-        class_name: of its class, as it was given.
-        read: gives the bytes of the file; raises OSError where it cannot be read.
-        is_svg: whether these are an SVG document.
+        key: unique key, whose hash decides order and split.
+        class_name: original name of its class.
+        read: returns the file's bytes; raises OSError if it cannot be read.
+        is_svg: whether the file is an SVG document.
     """
 
     key: str
@@ -52,11 +52,11 @@ class Item:
     is_svg: bool = False
 
     def preview(self) -> Image.Image:
-        """The picture at most 256 pixels large, to compare it with others.
+        """The image at most 256 pixels large, for near-duplicate detection.
 
         Raises:
-            OSError, ValueError: if it cannot be read, is a drawing of nothing, or more
-                than `MAX_ASPECT` times as high as wide.
+            OSError, ValueError: if it cannot be read, is a blank drawing, or more than
+                `MAX_ASPECT` times as high as wide.
         """
         data = self.read()
         if not self.is_svg:
@@ -71,10 +71,10 @@ class Item:
         return page
 
     def at_width(self, width: int) -> Image.Image:
-        """The picture at most ``width`` pixels wide, aspect kept.
+        """The image at most ``width`` pixels wide, aspect kept.
 
-        A drawing is rendered at that width, without its page's margins; a photograph is
-        scaled down, and one that is narrower stays as it is.
+        A drawing is rendered at that width, without its page's margins; a raster image
+        is downscaled, never enlarged.
 
         Raises:
             OSError, ValueError: if it cannot be read.
@@ -93,24 +93,24 @@ def _check_aspect(width: int, height: int) -> None:
 def read_items(
     path: str | os.PathLike, image_column: str = "image", class_column: str = "category"
 ) -> list[Item]:
-    """Finds a user's pictures and their classes.
+    """Finds a user's images and their classes.
 
     Args:
-        path: a folder with a folder of pictures for each class, at any depth below it;
+        path: a folder with a folder of images for each class, at any depth below it;
             a JSONL file or WebDataset tar files whose samples have an ``image`` and a
             ``label`` (`meta_opt.data.sources.sample_schema`); or a table, ``.csv`` or
             ``.tsv``, of which two columns are read. Paths in a file are relative to it.
-        image_column: of a table, with the paths of pictures.
-        class_column: of a table, with the names of classes.
+        image_column: column of a table with the paths of images.
+        class_column: column of a table with the names of classes.
 
     Returns:
-        An item for each picture, in the order of their keys.
+        An item for each image, in the order of their keys.
 
     Raises:
-        ValueError: a folder without classes, a class without pictures, a file that is
-            broken, a sample without picture or class, or with a split, an address in
-            place of a path, one picture in two classes; says what and where.
-        FileNotFoundError: no such file or folder.
+        ValueError: a folder without classes, a class without images, a malformed file,
+            a sample without image or class or with a split, a URL instead of a path, or
+            one image in two classes. The message says what and where.
+        FileNotFoundError: the file or folder does not exist.
     """
     folder = Path(path)
     delimiters = {".csv": ",", ".tsv": "\t"}
@@ -182,7 +182,7 @@ def _from_table(
         name, class_name = row.text(image_column), row.text(class_column)
         if "://" in name:
             raise ValueError(
-                f"{row.where}: {name} is an address; nothing is downloaded: give paths "
+                f"{row.where}: {name} is a URL; nothing is downloaded: give paths "
                 "of files"
             )
         for column in ("split", "Split", "SPLIT"):
@@ -193,7 +193,7 @@ def _from_table(
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:
-    """Each key once, sorted."""
+    """Removes duplicate keys and sorts by key."""
     found: dict[str, Item] = {}
     for item in items:
         other = found.setdefault(item.key, item)
@@ -208,16 +208,16 @@ def _unique(items: Iterable[Item]) -> list[Item]:
 def by_class(
     items: Sequence[Item], classes: Sequence[str] = ()
 ) -> dict[str, list[Item]]:
-    """The items of each class, in the order of the classes' names.
+    """Groups items by class, in the order of the classes' names.
 
     Args:
-        items: all there are.
-        classes: names of those that are wanted; none for all.
+        items: items of all classes.
+        classes: names of the classes to keep; empty for all.
 
     Raises:
-        ValueError: two classes of one name but for case, spaces, quotes or Unicode
-            form, which answers could not be told apart by; a name without letters;
-            under two classes; a class that is wanted and not there.
+        ValueError: class names that differ only in case, spaces, quotes or Unicode
+            form, so that answers would be ambiguous; a name without letters; fewer than
+            two classes; or a requested class that does not exist.
 
     Example:
         >>> items = [Item(key, key[0], bytes) for key in ("a/1", "b/1", "a/2")]
@@ -227,7 +227,7 @@ def by_class(
     found: dict[str, list[Item]] = {}
     for item in items:
         found.setdefault(item.class_name, []).append(item)
-    # Classes have to be told apart in answers.
+    # Answers must identify classes unambiguously.
     CategoryParser(sorted(found))
     found = {name.strip(): of_class for name, of_class in found.items()}
     for name in classes:

@@ -1,8 +1,8 @@
-"""Which pictures of a class are taken, and how splits and phases divide them.
+"""Choice of images per class, and their split into phases, validation and test.
 
-Of C classes at 28, 6 and 6 pictures and 30 classes: 840 to train in four phases of 210,
-180 to validate and 180 to test (Roumeliotis et al. 2025, IEEE Access). All is decided
-by hashes of the pictures' keys and the seed.
+With 28, 6 and 6 images of each of 30 classes: 840 training images in four phases of
+210, 180 for validation and 180 for test (Roumeliotis et al. 2025, IEEE Access). All
+choices depend on hashes of the images' keys and the seed.
 """
 
 import collections
@@ -24,25 +24,25 @@ from meta_opt.data.splits import unit_hash
 _log = logging.getLogger(__name__)
 
 PROMPT = TEMPLATES["plain"]
-"""What is asked about every picture."""
+"""The default prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FewShotConfig:
-    """How the data set is made.
+    """Settings of the few-shot protocol.
 
     Attributes:
-        train: pictures of each class to train on; a multiple of ``phases``.
-        validation: of each class.
-        test: of each class.
-        phases: of training, disjoint and of one size.
-        widths: in pixels, each of which gets all pictures.
-        seed: of the choice and the order of pictures.
-        candidates: at most so many pictures of a class are read and compared; at least
-            those that are taken.
-        max_unreadable: pictures that may be skipped, of all classes together.
-        prompt: what is asked, with ``{categories}`` for their list and doubled braces
-            for braces.
+        train: training images per class; a multiple of ``phases``.
+        validation: validation images per class.
+        test: test images per class.
+        phases: number of disjoint training phases of equal size.
+        widths: image widths in pixels; all images are written at each.
+        seed: random seed of the choice and order of images.
+        candidates: largest number of images per class that are read and compared; at
+            least the number of images that are used.
+        max_unreadable: largest number of unreadable images, of all classes together.
+        prompt: template of the prompt, with ``{categories}`` for the list of classes
+            and doubled braces for literal ones.
     """
 
     train: int = 28
@@ -56,7 +56,7 @@ class FewShotConfig:
     prompt: str = PROMPT
 
     def __post_init__(self) -> None:
-        """Raises ValueError for sizes that do not fit together.
+        """Raises ValueError for inconsistent sizes.
 
         >>> FewShotConfig(train=30)
         Traceback (most recent call last):
@@ -92,17 +92,17 @@ class FewShotConfig:
 
     @property
     def per_class(self) -> int:
-        """Pictures of a class."""
+        """Number of images per class."""
         return self.train + self.validation + self.test
 
 
 class Chosen(NamedTuple):
-    """A picture of the data set.
+    """An image of the data set.
 
     Attributes:
-        item: the picture.
+        item: the image.
         split: ``train``, ``validation`` or ``test``.
-        phase: of training, from 1; 0 for the other splits.
+        phase: training phase, from 1; 0 for the other splits.
     """
 
     item: Item
@@ -112,13 +112,13 @@ class Chosen(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """All pictures of the data set, and those that were left out.
+    """The images of the data set, and statistics of the excluded ones.
 
     Attributes:
-        chosen: by class, in the order of splits and phases.
-        unreadable: reasons by key.
-        copies: how many were a further copy, pixel for pixel, of one of their class.
-        ambiguous: how many were near duplicates of a picture of another class.
+        chosen: images by class, in the order of splits and phases.
+        unreadable: reasons for unreadable images, by key.
+        copies: number of exact duplicates within a class.
+        ambiguous: number of near duplicates of images of other classes.
     """
 
     chosen: Mapping[str, tuple[Chosen, ...]]
@@ -128,21 +128,21 @@ class Choice:
 
 
 def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choice:
-    """Takes pictures of each class and divides them into splits and phases.
+    """Chooses images of each class and assigns them to splits and phases.
 
-    Pictures are taken in the order of a hash of seed and key. Left out are those that
-    cannot be read, further copies of one, and near duplicates of a picture of another
-    class, whose class nothing tells. Near duplicates of one class stay in one split
-    (`meta_opt.data.preprocessing.near_duplicates`); of a group that fits into no split,
-    those that are too many are left out.
+    Images are taken in the order of a hash of seed and key. Excluded are unreadable
+    images, exact duplicates, and near duplicates of images of other classes, whose
+    class is ambiguous. Near duplicates within a class share a split
+    (`meta_opt.data.preprocessing.near_duplicates`); groups that are too large for every
+    split are truncated.
 
     Args:
         classes: the items of each class.
-        config: how many of them.
+        config: settings of the protocol.
 
     Raises:
-        ValueError: classes with too few pictures, with their counts.
-        UnreadableFilesError: more pictures are unreadable than may be.
+        ValueError: classes with too few images, with their counts.
+        UnreadableFilesError: more images are unreadable than the config allows.
     """
     need = config.per_class
     if few := {name: len(x) for name, x in classes.items() if len(x) < need}:
@@ -160,7 +160,7 @@ def choose(classes: Mapping[str, Sequence[Item]], config: FewShotConfig) -> Choi
                 break
             try:
                 preview = item.preview()
-            # A decoder raises anything on a damaged file.
+            # Decoders raise exceptions of any type for damaged files.
             except Exception as error:
                 unreadable.add(item.key, f"{type(error).__name__}: {error}")
                 continue
@@ -209,13 +209,13 @@ def _shuffled(items: Sequence[Item], seed: int) -> list[Item]:
 def _divide(
     name: str, count: int, found: Sequence[Sequence[Item]], config: FewShotConfig
 ) -> dict[str, list[Item]]:
-    """Fills the splits with groups, of which none is in two.
+    """Fills the splits with groups of near duplicates, without dividing a group.
 
     Args:
-        name: of the class.
-        count: pictures of the class, for the error.
+        name: name of the class.
+        count: number of images of the class, for the error message.
         found: groups of near duplicates, in the order in which they are taken.
-        config: sizes of the splits.
+        config: settings with the sizes of the splits.
     """
     room = {s: getattr(config, s) for s in ("train", "validation", "test")}
     splits: dict[str, list[Item]] = {split: [] for split in room}
@@ -226,8 +226,7 @@ def _divide(
         splits[split] += taken
         room[split] -= len(taken)
 
-    # The first groups that are enough; the largest of them find room before it is cut
-    # up.
+    # Take as many groups as needed, and place the largest first, while there is room.
     first, total = 0, 0
     while first < len(found) and total < config.per_class:
         total += len(found[first])
@@ -252,7 +251,7 @@ def _divide(
 def _in_phases(
     splits: Mapping[str, Sequence[Item]], config: FewShotConfig
 ) -> list[Chosen]:
-    # Shuffled again: groups came in the order of their sizes.
+    # Shuffle again, since groups were placed in the order of their sizes.
     order = {s: _shuffled(items, config.seed + 1) for s, items in splits.items()}
     size = config.train // config.phases
     found = [

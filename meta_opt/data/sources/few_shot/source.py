@@ -1,4 +1,4 @@
-"""Where the pictures of a few-shot data set come from."""
+"""Sources of the images of a few-shot data set."""
 
 import dataclasses
 import os
@@ -13,23 +13,22 @@ from meta_opt.data.sources.few_shot.items import Item, by_class, read_items
 from meta_opt.data.sources.few_shot.protocol import FewShotConfig
 
 NAMES = ("openclipart", "bundled")
-"""Sources of this package; every other name is a path."""
+"""Built-in sources; every other name is a path."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Pictures and their classes.
+    """Source of images and their classes.
 
     Attributes:
-        name: ``openclipart``, the library of Debian's packages, 30 classes;
-            ``bundled``, the drawings that ship with the package, 16 classes; or a
-            path: a folder with a folder for each class, a JSONL file, or a table
-            (`read_items`).
+        name: ``openclipart``, the library as packaged by Debian, 30 classes;
+            ``bundled``, the bundled drawings, 16 classes; or a path: a folder with a
+            sub-folder for each class, a JSONL file, or a table (`read_items`).
         data_dir: folder of datasets, for ``openclipart``; None for
             `meta_opt.data.data_dir`.
-        image_column: of a table, with the paths of pictures.
-        class_column: of a table, with the names of classes.
-        classes: names of those that are taken; none for all.
+        image_column: column of a table with the paths of images.
+        class_column: column of a table with the names of classes.
+        classes: names of the classes to keep; empty for all.
     """
 
     name: str
@@ -39,7 +38,7 @@ class SourceConfig:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a source without name, and a class named twice."""
+        """Raises ValueError for an empty source name, and for duplicate classes."""
         if not self.name:
             raise ValueError(
                 f"data.name is empty: name a folder, a JSONL file, a table, or one of "
@@ -54,7 +53,7 @@ def read_classes(config: SourceConfig) -> dict[str, list[Item]]:
 
     Raises:
         ValueError, FileNotFoundError: see `read_items` and `by_class`.
-        MissingDataError: packages that are not there; names the command that brings
+        MissingDataError: missing packages; the message has the command that fetches
             them.
     """
     if config.name == "openclipart":
@@ -69,5 +68,5 @@ def read_classes(config: SourceConfig) -> dict[str, list[Item]]:
 def build(
     source: SourceConfig, protocol: FewShotConfig, out: str | os.PathLike
 ) -> Mapping[str, Any]:
-    """Reads, chooses, writes: see `read_classes` and `write_dataset`."""
+    """Reads the images and writes the data set: `read_classes`, `write_dataset`."""
     return write_dataset(out, read_classes(source), protocol, source.name)

@@ -1,4 +1,4 @@
-"""Few-shot data that were written before: which file has which phase."""
+"""Access to the files of a few-shot data set by phase and split."""
 
 import dataclasses
 import hashlib
@@ -17,16 +17,16 @@ from meta_opt.types import from_config
 
 @dataclasses.dataclass(frozen=True)
 class StoredFewShot:
-    """A folder of `meta_opt.data.sources.few_shot.files.write_dataset`, at one width.
+    """A data set of `meta_opt.data.sources.few_shot.files.write_dataset`, at one width.
 
     Attributes:
         folder: with ``dataset.json``.
-        width: in pixels, one of those that were written.
+        width: image width in pixels, one of ``widths``.
         classes: K names.
-        phases: of training.
-        variant: of ``configs/few_shot_data.py`` that writes such a folder.
-        widths: all that were written, in pixels.
-        template: of the prompt, with ``{categories}``.
+        phases: number of training phases.
+        variant: variant of ``configs/few_shot_data.py`` that writes such a folder.
+        widths: all image widths of the data set, in pixels.
+        template: template of the prompt, with ``{categories}``.
     """
 
     folder: Path
@@ -42,19 +42,19 @@ class StoredFewShot:
 
     @property
     def prompt(self) -> str:
-        """What is asked about every picture."""
+        """The prompt for all images."""
         return fill_template(self.template, categories=", ".join(self.classes))
 
     def train(self, phase: int, cumulative: bool = False) -> Path:
-        """The training data of a phase.
+        """The file of a phase's training data.
 
         Args:
-            phase: from 1.
-            cumulative: whether those of the phases before it belong to them.
+            phase: number of the phase, from 1.
+            cumulative: whether to include the data of earlier phases.
 
         Raises:
-            ValueError: no such phase.
-            FileNotFoundError: the file is not there; names the command that writes it.
+            ValueError: the phase is out of range.
+            FileNotFoundError: missing file; the message has the command that writes it.
         """
         if not 1 <= phase <= self.phases:
             raise ValueError(f"phase {phase} must be from 1 to {self.phases}")
@@ -65,13 +65,13 @@ class StoredFewShot:
         return self._file(f"phases_1_to_{phase}")
 
     def held_out(self, split: str) -> Path:
-        """The ``validation`` or ``test`` data; raises as `train`."""
+        """The file of the ``validation`` or ``test`` data; raises as `train`."""
         return self._file(split)
 
     def digest(self, file: Path) -> str:
-        """SHA-256 of the description, of a file's lines and of the pictures they name.
+        """SHA-256 of the description, a file's lines and the images that they refer to.
 
-        The lines alone are those of all widths.
+        The lines alone would be the same for all widths.
         """
         if file in self._digests:
             return self._digests[file]
@@ -81,7 +81,7 @@ class StoredFewShot:
             try:
                 picture = sample.media["image"].read()
             except OSError:
-                picture = b""  # A run counts it as unreadable.
+                picture = b""  # Missing files count as unreadable in a run.
             found.update(hashlib.sha256(picture).digest())
         self._digests[file] = found.hexdigest()
         return self._digests[file]
@@ -100,11 +100,11 @@ def open_few_shot(
 
     Args:
         folder: with ``dataset.json``.
-        width: in pixels; 0 for the smallest.
-        variant: of ``configs/few_shot_data.py``, for errors.
+        width: image width in pixels; 0 for the smallest.
+        variant: variant of ``configs/few_shot_data.py``, for error messages.
 
     Raises:
-        FileNotFoundError: no data; names the command that writes them.
+        FileNotFoundError: missing data; the message has the command that writes them.
         ValueError: a damaged description, or a width that was not written.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
-"""Entries of JSON files and tables, with errors that say what was expected.
+"""Validated entries of JSON files and tables, with errors that state what was expected.
 
-A :class:`Entry` is an object of a JSON file or a row of a table. Whatever is wrong with
-it is a ValueError of the form ``FILE, ENTRY: PROBLEM; expected FORM``.
+An :class:`Entry` is an object of a JSON file or a row of a table. All problems raise
+ValueErrors of the form ``FILE, ENTRY: PROBLEM; expected FORM``.
 """
 
 import csv
@@ -16,17 +16,17 @@ from meta_opt.text_files import decode_text, parse_json
 from meta_opt.types import near_match
 
 _SHOWN = 60
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 _LONGEST_ID = 200
-"""Bytes of an id: file names may have 255, endings included."""
+"""Largest number of bytes of an id; file names may have 255 including the extension."""
 
 
 class Entry:
     """An object of a JSON file or a row of a table.
 
     Args:
-        where: the file with the place in it, for errors.
-        form: the expected form, for errors.
+        where: file and location in it, for error messages.
+        form: the expected form, for error messages.
         value: the JSON value, or the row by column.
 
     Raises:
@@ -50,7 +50,7 @@ class Entry:
         return key in self._values
 
     def error(self, problem: str) -> ValueError:
-        """The error for a problem with this entry."""
+        """Returns the error for a problem with this entry."""
         return ValueError(f"{self.where}: {problem}; expected {self.form}")
 
     def value(self, key: str) -> Any:
@@ -72,11 +72,11 @@ class Entry:
         """The text at ``key``, stripped.
 
         Args:
-            key: of the value.
-            blank: whether it may be blank.
+            key: key of the value.
+            blank: whether the text may be blank.
 
         Raises:
-            ValueError: if the value is no such text.
+            ValueError: if the value is not a text, or is blank but must not be.
         """
         value = self.value(key)
         if not isinstance(value, str) or not (blank or value.strip()):
@@ -84,10 +84,10 @@ class Entry:
         return value.strip()
 
     def identifier(self, key: str) -> str:
-        """A text that can be the name of a file.
+        """A text that is valid as a file name.
 
         Raises:
-            ValueError: if the value is no text, or one with path separators.
+            ValueError: if the value is not a text, or has path separators.
         """
         name = self.text(key)
         if (
@@ -99,7 +99,7 @@ class Entry:
         return name
 
     def choice(self, key: str, known: Mapping[str, str]) -> str:
-        """The value in ``known`` of a text that is one of its keys.
+        """Looks up a text in ``known`` and returns its value there.
 
         Raises:
             ValueError: if the text is not one of them.
@@ -113,7 +113,7 @@ class Entry:
         return known[name]
 
     def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> float:
-        """A finite number in [low, high], of JSON or written out in a table.
+        """A finite number in [low, high], as a JSON number or as text in a table.
 
         Raises:
             ValueError: if the value is no such number.
@@ -212,7 +212,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
 
     Args:
         path: the file, in UTF-8.
-        columns: those that are needed; others may be there.
+        columns: names of the required columns; others may exist.
         delimiter: a comma or a tab.
 
     Raises:
@@ -232,7 +232,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
         text = decode_text(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}; expected {form}") from None
-    # The CSV reader splits lines, since quoted fields may have line breaks.
+    # Lines are split by the CSV reader, since quoted fields may have line breaks.
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
@@ -262,14 +262,14 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
 
 
 def find_file(path: Path, names: Sequence[str]) -> Path:
-    """The first file of these names in a folder.
+    """Finds the first existing file of several names in a folder.
 
     Args:
         path: the folder, or one of its files.
         names: file names, in order of preference.
 
     Raises:
-        FileNotFoundError: if none is there; it names them.
+        FileNotFoundError: if none exists; the message names them.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -308,7 +308,7 @@ def _check_header(
 
 
 def _place(where: str, key: str) -> str:
-    """A key as a further part of a place: `FILE, key` and `FILE, entry.key`."""
+    """Appends a key to a location: `FILE, key` or `FILE, entry.key`."""
     return f".{key}" if where.endswith("]") else f", {key}"
 
 

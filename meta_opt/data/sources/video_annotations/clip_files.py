@@ -1,4 +1,4 @@
-"""Single clips out of files that no annotation names."""
+"""Reads single clips without annotations."""
 
 import os
 from pathlib import Path
@@ -15,20 +15,20 @@ from meta_opt.data.sources.video_annotations.sample import VideoTextSample
 
 
 def read_clip(path: str | os.PathLike, frames: int, size: int) -> np.ndarray:
-    """Frames or features of a clip at even distances.
+    """Reads evenly spaced frames or features of a clip.
 
     Args:
-        path: a folder of pictures, one for each frame; a ``.npy`` file of features; or
-            an animation (GIF, WebP or APNG).
-        frames: T, how many at most.
-        size: side of the square that pictures are fitted to, in pixels.
+        path: a folder with one image per frame; a ``.npy`` file of features; or an
+            animation (GIF, WebP or APNG).
+        frames: T, largest number of frames.
+        size: side in pixels of the square that images are resized to.
 
     Returns:
         uint8 [t, size, size, 3], or float32 [t, D] of features; t is at most T.
 
     Raises:
-        ValueError: no such file, one of another form, one that cannot be decoded, or a
-            clip without frames; it is named.
+        ValueError: a missing file, one of an unsupported format, one that cannot be
+            decoded, or a clip without frames; the message names it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "clip.npy"

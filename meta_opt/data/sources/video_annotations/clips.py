@@ -2,7 +2,7 @@
 
 Below the media folder, the clip ``NAME`` is one of
 
-- a folder ``NAME`` of pictures, one for each frame, in the order of the numbers in
+- a folder ``NAME`` of images, one for each frame, in the order of the numbers in
   their names (``000001.jpg``, ...);
 - ``NAME.npy``, features of the frames: floats [T, D], memory-mapped;
 - ``NAME.gif``, ``NAME.webp`` or ``NAME.apng``, an animation.
@@ -35,25 +35,26 @@ from meta_opt.data.sources.video_annotations.sample import VideoTextSample
 _log = logging.getLogger(__name__)
 
 NAMED = 5
-"""How many ids a message names."""
+"""Largest number of ids in a message."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANIMATIONS = (".gif", ".webp", ".apng")
 _VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
 _UNDECODABLE = (OSError, ValueError)
-"""What is raised for files that are damaged or too large."""
+"""Exceptions for files that are damaged or too large."""
 MAX_DAMAGED = 100
-"""Clips with frames that cannot be decoded; with more, something else is wrong."""
+"""Largest number of clips with undecodable frames; with more, something else is wrong.
+"""
 _BETWEEN = 1e-6
-"""Of a frame: times as near to a frame as this are that frame's."""
+"""Tolerance, as a share of a frame, within which a time belongs to a frame."""
 
 
 class Clip(NamedTuple):
     """A clip on disk.
 
     Attributes:
-        name: below the media folder, without ending.
-        path: of the file, or of the folder of frames.
+        name: path below the media folder, without extension.
+        path: path of the file or of the folder of frames.
         form: ``frames``, ``features`` or ``animation``.
     """
 
@@ -64,16 +65,16 @@ class Clip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """The clips of samples, read when asked for.
+    """The clips of samples, which are read on access.
 
     Attributes:
         form: ``frames``, ``features`` or ``animation``.
         found: the clip for each sample's ``clip_names``.
-        frames_per_second: of the clips that are whole videos.
-        short: by sample key, how many frames or feature rows a clip has, of those that
-            had fewer than were asked for so far.
-        damaged: by path, the first problem of a clip of which some frames could not be
-            decoded; they are left out.
+        frames_per_second: frame rate of clips that are whole videos.
+        short: by sample key, number of frames or feature rows of clips that had fewer
+            than were requested so far.
+        damaged: by path, the first error of clips with frames that could not be decoded
+            and were skipped.
     """
 
     form: str
@@ -85,23 +86,23 @@ class Clips:
     def frames(
         self, sample: VideoTextSample, count: int, size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Frames at even distances over a sample's clip or segment.
+        """Evenly spaced frames of a sample's clip or segment.
 
         Of N frames those with the indices ``i N // count`` are taken; of fewer than
-        ``count`` all, followed by zeros. Frames that cannot be decoded are left out.
+        ``count`` all, padded with zeros. Frames that cannot be decoded are skipped.
 
         Args:
-            sample: one whose clip was found.
-            count: T, how many frames.
-            size: side of the square that frames are fitted to, in pixels.
+            sample: a sample whose clip was found.
+            count: T, number of frames.
+            size: side in pixels of the square that frames are resized to.
 
         Returns:
-            The frames, uint8 [T, size, size, 3], padded with white to squares, and
-            which of them are there, bool [T].
+            The frames, uint8 [T, size, size, 3], padded with white to squares, and a
+            mask, bool [T], of the frames that exist.
 
         Raises:
             ValueError: if the clips are features, or more than `MAX_DAMAGED` clips have
-                frames that cannot be decoded (the file is named).
+                frames that cannot be decoded (the message names the file).
         """
         _check_positive(count=count, size=size)
         clip = self._clip(sample)
@@ -122,18 +123,18 @@ class Clips:
     def features(
         self, sample: VideoTextSample, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Features at even distances over a sample's clip or segment.
+        """Evenly spaced features of a sample's clip or segment.
 
         Args:
             sample: one whose clip was found.
-            count: T, how many rows; chosen and padded as by :meth:`frames`.
+            count: T, number of rows, chosen and padded as in :meth:`frames`.
 
         Returns:
-            The features, float32 [T, D], and which of them are there, bool [T].
+            The features, float32 [T, D], and a mask, bool [T], of the rows that exist.
 
         Raises:
             ValueError: if the clips have no features, or a value is not finite in
-                float32 (the file is named).
+                float32 (the message names the file).
         """
         _check_positive(count=count)
         clip = self._clip(sample)
@@ -169,7 +170,7 @@ class Clips:
     def _images(
         self, clip: Clip, sample: VideoTextSample, count: int
     ) -> Iterator[Image.Image | Exception]:
-        """Frames, and errors in place of those that cannot be decoded."""
+        """Yields frames, and exceptions in place of frames that cannot be decoded."""
         if clip.form == "frames":
             files = frame_files(clip.path)
             for i in self._indices(clip, sample, len(files), count):
@@ -182,7 +183,7 @@ class Clips:
             data = clip.path.read_bytes()
             yield from decode_frames(data, min(count, count_frames(data)))
         except _UNDECODABLE as error:
-            yield error  # What follows in the file cannot be found.
+            yield error  # Later frames of the file cannot be located.
 
     def _indices(
         self, clip: Clip, sample: VideoTextSample, total: int, count: int
@@ -212,15 +213,15 @@ def find_clips(
     samples: Sequence[VideoTextSample],
     frames_per_second: float | None = None,
 ) -> Clips:
-    """Finds the clips of samples; headers of feature files are read, nothing else.
+    """Locates the clips of samples; reads only the headers of feature files.
 
     Args:
-        media: the folder.
-        samples: at least one.
-        frames_per_second: of clips that are whole videos, of which segments are cut.
+        media: the media folder.
+        samples: one or more samples.
+        frames_per_second: frame rate of whole videos that segments are cut out of.
 
     Returns:
-        The clips that are there.
+        The clips that were found.
 
     Raises:
         ValueError: if ``media`` is not a folder, no sample has a clip, no clip has a
@@ -263,14 +264,14 @@ def find_clips(
 
 
 def ffmpeg_command(media: Path, names: Sequence[str]) -> str | None:
-    """The command that writes the frames of a clip that is there as a video file.
+    """The FFmpeg command that extracts the frames of a clip stored as a video file.
 
     Args:
         media: the folder of clips.
-        names: of the clip.
+        names: possible names of the clip.
 
     Returns:
-        A command for two frames a second, or None if there is no video file.
+        A command for two frames per second, or None if there is no video file.
     """
     for name in names:
         for ending in _VIDEOS:
@@ -281,7 +282,7 @@ def ffmpeg_command(media: Path, names: Sequence[str]) -> str | None:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of the numbers in their names.
+    """Images of a folder, sorted by the numbers in their names.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -298,7 +299,7 @@ def load_features(path: Path) -> np.ndarray:
     """The memory-mapped array of a ``.npy`` file, floats [T, D].
 
     Raises:
-        ValueError: if the file is no such array; it is named.
+        ValueError: if the file is not such an array; the message names it.
     """
     try:
         try:
@@ -306,10 +307,10 @@ def load_features(path: Path) -> np.ndarray:
         except ValueError as error:
             if "empty" not in str(error):
                 raise
-            # No rows cannot be memory-mapped.
+            # Arrays without rows cannot be memory-mapped.
             array = np.load(path, allow_pickle=False)
     except Exception as error:
-        # NumPy parses headers as Python source, with all the errors that this has.
+        # NumPy parses headers as Python source, which raises errors of many types.
         reason = str(error) or type(error).__name__
         if "pickle" in reason or "Python objects" in reason:
             reason = "it holds Python objects, and unpickling runs what is in a file"
@@ -340,23 +341,23 @@ def even_indices(total: int, count: int) -> list[int]:
 def segment_frames(
     start_seconds: float, end_seconds: float, frames_per_second: float, total: int
 ) -> tuple[int, int]:
-    """The first frame of a segment and the first after it.
+    """Index of the first frame of a segment, and of the first frame after it.
 
     Frame i is shown from ``i / frames_per_second`` on. A segment between two frames has
-    the one before it.
+    the earlier one.
 
     Args:
-        start_seconds: where the segment begins.
-        end_seconds: where it ends.
-        frames_per_second: of the clip.
-        total: how many frames the clip has.
+        start_seconds: start of the segment.
+        end_seconds: end of the segment.
+        frames_per_second: frame rate of the clip.
+        total: number of frames of the clip.
 
     >>> segment_frames(1.0, 3.0, 2.0, 100), segment_frames(1.1, 1.2, 1.0, 100)
     ((2, 6), (1, 2))
     >>> segment_frames(40.0, 60.0, 2.0, 100), segment_frames(60.0, 70.0, 2.0, 100)
     ((80, 100), (100, 100))
     """
-    # Times beyond any clip would be too large for an integer or infinite.
+    # Clip times first, since huge or infinite ones do not fit into an integer.
     first, last = (
         math.ceil(min(seconds * frames_per_second, total) - _BETWEEN)
         for seconds in (start_seconds, end_seconds)
@@ -450,7 +451,7 @@ def _check_segments(clips: Clips, samples: Iterable[VideoTextSample]) -> None:
 
 
 def _check_not_empty(folder: Path, clips: Clips) -> None:
-    """Raises ValueError if no clip has a frame; warns of those that have none."""
+    """Raises ValueError if no clip has frames; warns of empty clips."""
     if clips.form == "animation":
         return
     empty = [c.name for c in clips.found.values() if not _has_frames(c)]

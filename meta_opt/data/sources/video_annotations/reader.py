@@ -1,4 +1,4 @@
-"""Official annotation files of video-text data sets, by the name of the data set."""
+"""Reads official annotation files of video-text data sets by name of the data set."""
 
 import dataclasses
 import functools
@@ -34,8 +34,8 @@ class Kind(NamedTuple):
     """A data set whose annotation files can be read.
 
     Attributes:
-        read: from path and split to samples.
-        splits: that it has.
+        read: function that reads samples from a path and a split.
+        splits: names of its splits.
     """
 
     read: Callable[[Path, str], list[VideoTextSample]]
@@ -64,7 +64,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "cmu_mosi": Kind(cmu_mosi.read_cmu_mosi, cmu_mosi.SPLITS),
     }
 )
-"""Data sets by name; a module of this folder describes the files of each."""
+"""Data sets by name; the module of each describes its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,12 @@ class VideoTextData:
 
     Attributes:
         kind: a key of :data:`KINDS`.
-        split: that was read.
-        samples: those that have a clip, or all if no media folder was given.
-        num_annotated: how many samples the annotation files have.
-        missing: ids of the videos without a clip, or of the segments, where clips are
-            of segments; in the order of the files.
-        clips: None without a media folder.
+        split: the split that was read.
+        samples: samples with a clip, or all if no media folder was given.
+        num_annotated: number of samples in the annotation files.
+        missing: ids of videos (or segments, if clips are segments) without a clip, in
+            the order of the files.
+        clips: clips of the samples; None without a media folder.
     """
 
     kind: str
@@ -96,16 +96,16 @@ class VideoTextData:
 
     @property
     def short(self) -> Mapping[str, int]:
-        """By sample key, the frames of clips that had fewer than were asked for."""
+        """By sample key, the number of frames of clips shorter than requested."""
         return MappingProxyType({} if self.clips is None else self.clips.short)
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """By path, the first problem of clips of which frames were left out."""
+        """By path, the first error of clips with skipped frames."""
         return MappingProxyType({} if self.clips is None else self.clips.damaged)
 
     def describe(self) -> str:
-        """One line on what was read and what is missing."""
+        """A one-line summary of what was read and what is missing."""
         line = f"{self.kind} {self.split}: {len(self)} samples"
         return f"{line}; {_describe_missing(self)}" if self.missing else line
 
@@ -151,27 +151,27 @@ def read_annotations(
 ) -> VideoTextData:
     """Reads the official annotation files of a video-text data set.
 
-    Samples without a clip in ``media`` are left out, with a warning that counts and
-    names them. Clips themselves are read when asked for.
+    Samples without a clip in ``media`` are skipped, with a warning that counts and
+    names them. Clips are read on access.
 
     Args:
         kind: a key of :data:`KINDS`.
-        path: the folder of the annotation files, or one of them.
+        path: folder of the annotation files, or one of them.
         split: ``train``, ``validation`` or ``test``; several are joined by ``+``.
-        media: the folder of clips, see
-            `meta_opt.data.sources.video_annotations.clips`; None reads no clips.
-        frames_per_second: with which frames or features were taken; needed where
-            segments are cut out of whole videos.
+        media: folder of the clips, see `meta_opt.data.sources.video_annotations.clips`;
+            None reads no clips.
+        frames_per_second: sampling rate of frames or features; required if segments are
+            cut out of whole videos.
 
     Returns:
         The samples in the order of the files.
 
     Raises:
-        ValueError: if there is no such kind or split, a file is not of the official
-            form (it is named with line or entry and what was expected), two samples
-            have one key, or ``media`` has no clips that can be used, see
+        ValueError: if there is no such kind or split, a file does not have the official
+            form (the message has file, line or entry, and the expected form), two
+            samples have the same key, or ``media`` has no usable clips, see
             `meta_opt.data.sources.video_annotations.clips.find_clips`.
-        FileNotFoundError: if an annotation file is missing; it is named.
+        FileNotFoundError: if an annotation file is missing; the message names it.
 
     >>> import json, tempfile
     >>> folder = Path(tempfile.mkdtemp())

@@ -11,19 +11,19 @@ class VideoTextSample:
 
     Attributes:
         video_id: the video, as the annotation file names it.
-        key: of the sample, unique within the data set.
+        key: key of the sample, unique within the data set.
         split: ``train``, ``validation`` or ``test``.
         captions: texts that describe the clip, or its transcript.
-        question: about the clip.
+        question: question about the clip.
         options: answers to choose from.
         answer: an index into ``options`` (int), a text, or a count (float).
         score: sentiment, in [-3, 3].
-        start_seconds: where the segment begins in the video.
-        end_seconds: where the segment ends in the video.
+        start_seconds: start of the segment in the video.
+        end_seconds: end of the segment in the video.
         category: MSR-VTT's category of the video, 0 to 19, or TGIF-QA's type of a
             frame question (0 object, 1 number, 2 color, 3 location).
-        clip_names: names under which the clip may be stored, in order of preference;
-            a name other than ``video_id`` is that of the segment alone.
+        clip_names: possible names of the clip's file, in order of preference; a name
+            other than ``video_id`` is that of the segment alone.
 
     >>> sample = VideoTextSample("video0", "video0", "train", captions=("a car", "it"))
     >>> sample.text, sample.clip_names
@@ -54,5 +54,5 @@ class VideoTextSample:
 
     @property
     def clip_id(self) -> str:
-        """What names its clip: the key where clips are of segments, else the video."""
+        """Identifier of its clip: the key if clips are segments, else the video."""
         return self.key if self.key in self.clip_names else self.video_id

@@ -44,7 +44,7 @@ _TYPES = 4
 
 
 def read_tgif_qa(path: Path, split: str, task: str) -> list[VideoTextSample]:
-    """Samples of a task, one for each question.
+    """Samples of a task, one per question.
 
     Args:
         path: the folder, or a file in it.

@@ -27,7 +27,7 @@ from meta_opt.text_files import read_text
 
 SPLITS = ("train", "validation", "test")
 PREFIXES = {"msvd_qa": "vid", "msrvtt_qa": "video"}
-"""What precedes the number in a video's name, by kind."""
+"""Prefix of the number in a video's name, by kind."""
 _FILES = {
     "train": "train_qa.json",
     "validation": "val_qa.json",
@@ -38,7 +38,7 @@ _FORM = '{"question": TEXT, "answer": TEXT, "id": 0, "video_id": 0}'
 
 
 def read_video_qa(path: Path, split: str, prefix: str) -> list[VideoTextSample]:
-    """Samples of a split, one for each question, with its ``id`` for key.
+    """Samples of a split, one per question, with its ``id`` as key.
 
     Args:
         path: the folder, or a file in it.

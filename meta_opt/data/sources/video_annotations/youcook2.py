@@ -33,7 +33,7 @@ def read_youcook2(path: Path, split: str) -> list[VideoTextSample]:
     """Samples of a split, one for each segment, with keys ``VIDEO_SEGMENT``.
 
     A clip named by the key is the segment alone; one named by the video id is the whole
-    video, of which the segment is cut out.
+    video, from which the segment is cut.
 
     Args:
         path: the JSON file, or its folder.
