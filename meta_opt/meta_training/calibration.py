@@ -13,6 +13,7 @@ from meta_opt.tasks.inner_run import InnerRun
 from meta_opt.tasks.task import Task
 
 _REFERENCE = ("adamw", Setting(1e-3, 0.01))
+"""Optimizer and setting that all others are compared with."""
 
 
 @dataclasses.dataclass(frozen=True)

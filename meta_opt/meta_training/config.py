@@ -97,14 +97,16 @@ class MetaTrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.rates or not all(rate > 0 for rate in self.rates):
-            raise ValueError(f"rates={self.rates} must be above 0, one at least")
+            raise ValueError(
+                f"rates={self.rates} must be one or more learning rates above 0"
+            )
         if not 0 < self.least_budget <= 1:
             raise ValueError(f"least_budget={self.least_budget} must be in (0, 1]")
         starts = [start for start, _ in self.longest]
         if starts != sorted(set(starts)) or any(n < 1 for _, n in self.longest):
             raise ValueError(
-                f"longest={self.longest} must be pairs of an outer step, ascending, "
-                "and a bound of at least 1"
+                f"longest={self.longest} must be pairs (outer step, bound) with "
+                "ascending outer steps and bounds of at least 1"
             )
         if not self.sigma > 0:
             raise ValueError(f"sigma={self.sigma} must be above 0")

@@ -45,7 +45,7 @@ def with_feature_range(
         lengths = [max(1, round(budget * full)) for budget in budgets]
         seen += _feature_extremes(task, theta, recording, lengths, seed)
     if not seen:
-        raise ValueError("a range of features needs at least one task")
+        raise ValueError("the feature range needs at least one task")
     low = np.min([x[0] for x in seen], axis=0)
     high = np.max([x[1] for x in seen], axis=0)
     pairs = tuple(

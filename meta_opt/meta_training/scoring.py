@@ -7,6 +7,7 @@ import numpy as np
 CAP = 4.0
 """Bound on the log ratio to the reference; also the log ratio of a diverged run."""
 _BETTER_WEIGHT = 1.0 / 3.0
+"""Weight of scores below 0, which are better than the reference."""
 
 
 def relative_score(
@@ -14,7 +15,8 @@ def relative_score(
 ) -> jax.Array:
     """Returns the bounded log ratio of loss to reference; `CAP` if it is not finite.
 
-    0 means as good as the reference, negative is better, whatever the task's scale.
+    0 means as good as the reference, negative is better; independent of the task's
+    scale.
 
     Args:
         loss: loss of a run; need not be finite.

@@ -18,6 +18,7 @@ from meta_opt.types import PyTree
 _MAX_NORM = 10.0
 """Bound on the norm of the derivative of a log loss with respect to the parameters."""
 _MAX_SPARSITY = 0.95
+"""Largest fraction of gradient rows that `Augmentation.sparse` sets to zero."""
 
 
 class Outcome(NamedTuple):
@@ -290,8 +291,8 @@ def unroll(
 ) -> Outcome:
     """Trains ``task`` once and evaluates the result on its test examples.
 
-    Pure: vmap over ``theta`` for a population, over ``key`` for seeds. The same key
-    gives the same initial parameters and batches whatever ``theta`` is.
+    Pure: vmap over ``theta`` for a population, over ``key`` for seeds. Initial
+    parameters and batches depend on ``key`` only, not on ``theta``.
 
     Args:
         task: the task.

@@ -163,13 +163,13 @@ def _media_columns(
         files = [x for x in given if isinstance(x, str)]
         if address := next((x for x in files if "://" in x), ""):
             raise ValueError(
-                f"{table.name}: the column {name!r} has addresses, such as {address}; "
+                f"{table.name}: the column {name!r} has URLs, such as {address}; "
                 "nothing is downloaded: give paths of files"
             )
         if files and not any(Media(table.folder / x).exists() for x in files):
             raise ValueError(
                 f"{table.name}: none of the {len(files)} files of the column {name!r} "
-                f"is there, such as {files[0]}; paths are relative to "
+                f"exists, such as {files[0]}; paths are relative to "
                 f"{table.folder.absolute()}"
             )
         found.setdefault(kind, []).append(name)
@@ -374,7 +374,7 @@ def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
     raise ValueError(
         f"{table.name}: {numbers} of {len(values)} values of the target {name!r} are "
         f"numbers, and {other[0].values[name]!r} ({other[0].where}) is not; write it "
-        "as one, with a point and without units, or leave it out"
+        "as a number with a decimal point and without units, or remove it"
     )
 
 

@@ -146,7 +146,8 @@ class Predictor:
 
         Returns:
             The metrics of `meta_opt.evaluators.multimodal.multimodal_evaluation`, and
-            the numbers of evaluated ``examples`` and of those ``left_out``.
+            the numbers of evaluated samples (``examples``) and of samples that were
+            left out (``left_out``).
 
         Raises:
             ValueError: no sample can be evaluated.
@@ -163,7 +164,7 @@ class Predictor:
         if not found.examples:
             raise ValueError(
                 f"{table.name}: none of {len(table.rows)} samples can be evaluated: "
-                f"{len(table.rows) - len(converted.samples)} lack target or input, "
+                f"{len(table.rows) - len(converted.samples)} lack a target or input, "
                 f"{len(converted.samples) - len(known)} are of unknown classes, "
                 f"{len(known)} cannot be read"
             )

@@ -148,7 +148,7 @@ def without_unknown(
     Args:
         parts: samples by split.
         kind: the task.
-        modalities: of the training samples.
+        modalities: modalities of the training samples.
 
     Returns:
         The parts, without samples whose class is not in the training split or that have

@@ -28,6 +28,7 @@ from meta_opt.workloads.multimodal_model import (
 )
 
 _HELD_OUT = 150
+"""Maximum number of validation examples, and of test examples."""
 
 
 def encoder_task(

@@ -98,7 +98,7 @@ MISTAKES = {
     "no files": (
         rows(image=lambda i: f"nowhere/{i}.png", label=lambda i: i % 2),
         None,
-        "none of the 24 files of the column 'image' is there, such as nowhere/0.png",
+        "none of the 24 files of the column 'image' exists, such as nowhere/0.png",
     ),
     "addresses": (
         rows(
@@ -106,7 +106,7 @@ MISTAKES = {
             label=lambda i: i % 2,
         ),
         None,
-        "'image' has addresses, such as https://x.org/1.png.*; nothing is downloaded",
+        "'image' has URLs, such as https://x.org/1.png.*; nothing is downloaded",
     ),
     "texts without media": (
         rows(text=str, y=lambda i: f"a long answer that is number {i}"),

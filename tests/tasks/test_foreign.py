@@ -120,7 +120,7 @@ def test_tasks_name_the_data_they_miss(tmp_path):
 def test_deal_and_characters():
     splits = data.deal({"x": np.arange(20)}, 10, 4, 6)
     assert sorted(np.concatenate([p["x"] for p in splits]).tolist()) == list(range(20))
-    with pytest.raises(ValueError, match="of 20"):
+    with pytest.raises(ValueError, match="only 20"):
         data.deal({"x": np.arange(20)}, 10, 4, 7)
     ids, size = data.ids_of_characters(["ab?", "b"], 4, "ab")
     assert ids.tolist() == [[2, 3, 1, 0], [3, 0, 0, 0]] and size == 4

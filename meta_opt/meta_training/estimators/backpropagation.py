@@ -32,7 +32,8 @@ class BackpropagationConfig:
         windows: number of windows to back-propagate through; the episode's number of
             segments for the whole episode.
         remat: whether to store only the states between windows for the backward pass
-            and recompute the rest. For finer checkpoints see ``make_segment``.
+            and recompute the steps inside windows. For finer checkpoints see
+            ``make_segment``.
         max_norm: norm that each particle's gradient is clipped to.
         cap: bound on the absolute loss of a window; also the loss of a diverged window.
     """

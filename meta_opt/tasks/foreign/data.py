@@ -76,7 +76,10 @@ def deal(
     arrays = _distinct(arrays)
     count = len(next(iter(arrays.values())))
     if train + validation + test > count:
-        raise ValueError(f"{train} + {validation} + {test} examples of {count}")
+        raise ValueError(
+            f"{train} + {validation} + {test} examples requested, but there are only "
+            f"{count}"
+        )
     order = np.random.default_rng(seed).permutation(count)
     cuts = np.cumsum([train, validation, test])[:-1]
     parts = np.split(order[: train + validation + test], cuts)
@@ -96,7 +99,10 @@ def in_turn(
     arrays = _distinct(arrays)
     count = len(next(iter(arrays.values())))
     if train + validation + test > count:
-        raise ValueError(f"{train} + {validation} + {test} examples of {count}")
+        raise ValueError(
+            f"{train} + {validation} + {test} examples requested, but there are only "
+            f"{count}"
+        )
     cuts = np.cumsum([0, train, validation, test])
     return Splits(
         *(
