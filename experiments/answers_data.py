@@ -29,7 +29,7 @@ def main() -> None:
     data = from_config(AnswersDataConfig, config["data"], "config.data")
     questions = from_config(QuestionsConfig, config["questions"], "config.questions")
     about = build(data, questions, config["out"])
-    print(f"{', '.join(data.names)}: {about['pictures']} pictures")
+    print(f"{', '.join(data.names)}: {about['pictures']} images")
     for split, count in about["questions"].items():
         print(f"  {f'questions, {split}':26} {count}")
     print(f"  {'skipped, unreadable':26} {len(about['unreadable'])}")

@@ -62,7 +62,7 @@ def table1_runs(
     path = Path(folder) / task / stage.trainable / f"{stage.optimizer}.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there: measure it with python -m "
+            f"{path} does not exist: measure it with python -m "
             "experiments.reproduce_tables --config configs/tables.py:table1 "
             f'--only "{task}, {stage.trainable}, {stage.optimizer}"'
         )

@@ -51,8 +51,8 @@ def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
     """Applies the settings; sections are added unless the config is locked.
 
     Args:
-        config: as ml_collections parsed it.
-        settings: from `split_late`.
+        config: config that ml_collections parsed.
+        settings: settings that `split_late` returned.
 
     Raises:
         ValueError: an unknown setting.

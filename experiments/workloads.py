@@ -14,7 +14,8 @@ def read_run(settings: Mapping[str, Any], name: str = "config") -> Any:
         name: name of the mapping, for error messages.
 
     Raises:
-        ValueError: as `meta_opt.finetuning.run_config.read_run_config`.
+        ValueError: invalid settings, see
+            `meta_opt.finetuning.run_config.read_run_config`.
     """
     from meta_opt.finetuning.run_config import read_run_config
     from meta_opt.workloads.classification import ClassificationConfig

@@ -192,4 +192,4 @@ KINDS: dict[str, Kind] = {
     "table_cell": Kind(_table_cell),
     "baseline_search": Kind(_baseline_search),
 }
-"""By name, in the order in which they are tried."""
+"""Kinds of runs by name, in the order of the trials."""

@@ -112,7 +112,7 @@ def test_confidence_is_the_probability_of_the_prediction():
         ({"confidence": 1.5}, "confidence=1.5"),
         ({"condition": {"severty": 1}}, "did you mean 'severity'"),
         ({"probabilities": {"y": 0.5}}, "sum to 0.5"),
-        ({"probabilities": {"x": 1.0}}, "have no 'y'"),
+        ({"probabilities": {"x": 1.0}}, "lack the prediction, 'y'"),
         ({"probabilities": [0.5, 0.5]}, "must be an object"),
         ({"probabilities": {"y": 1.0}, "confidence": 0.5}, "give one of them"),
     ],

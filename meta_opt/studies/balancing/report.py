@@ -21,7 +21,7 @@ def write_balancing(
 
     Args:
         folder: created if needed.
-        rows: from `meta_opt.studies.balancing.measure.measure`.
+        rows: results of `meta_opt.studies.balancing.measure.measure`.
         facts: how the rows were measured, name to value.
 
     Returns:

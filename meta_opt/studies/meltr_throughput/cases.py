@@ -16,7 +16,7 @@ LEVELS = ("traced", "compiled", "timed")
 
 
 class Method(NamedTuple):
-    """How a meta-step is taken.
+    """A method of taking a meta-step.
 
     Attributes:
         hypergradient: see `meta_opt.meta_loss.hypergradients`.
@@ -54,7 +54,7 @@ class Case:
     """A measured case.
 
     Attributes:
-        model: one of `meta_opt.studies.meltr_throughput.subjects.MODELS`.
+        model: name in `meta_opt.studies.meltr_throughput.subjects.MODELS`.
         num_losses: T; the first T losses of the model are used.
         batch_size: B, over all devices.
         trainable: ``all`` or ``lora``.

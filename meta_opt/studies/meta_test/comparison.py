@@ -330,7 +330,7 @@ def summarise(subject: str, rows: Sequence[TaskRow]) -> Summary:
         ValueError: no rows.
     """
     if not rows:
-        raise ValueError(f"there is no task to summarise for {subject!r}")
+        raise ValueError(f"no tasks to summarise for {subject!r}")
     ratios = {
         row.task: row.loss_over_hand_designed
         for row in rows

@@ -39,7 +39,7 @@ def write_style_choice(
     Args:
         folder: created if needed.
         config: settings.
-        scores: from `meta_opt.studies.style_choice.measure.measure`.
+        scores: result of `meta_opt.studies.style_choice.measure.measure`.
         facts: how the rows were measured, name to value.
 
     Returns:

@@ -18,7 +18,7 @@ def write_token_pruning(
 
     Args:
         folder: created if needed.
-        rows: from `meta_opt.studies.token_pruning.measure.measure`.
+        rows: results of `meta_opt.studies.token_pruning.measure.measure`.
         facts: how the rows were measured, name to value.
 
     Returns:
