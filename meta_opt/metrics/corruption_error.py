@@ -12,8 +12,10 @@ def mean_error(errors: Mapping[str, np.ndarray]) -> np.ndarray:
     """Mean error over severities and then over corruptions, not normalised.
 
     Args:
-        errors: top-1 error by corruption, float [V, ...] of V severities. Returns:
-            float [...], fractions of 1.
+        errors: top-1 error by corruption, float [V, ...] of V severities.
+
+    Returns:
+        The error, float [...], in [0, 1].
 
     Raises:
         ValueError: no corruption.

@@ -1,4 +1,4 @@
-"""Spectrograms against sums written out; silence; sound files."""
+"""Spectrograms against explicit sums; silence; audio files."""
 
 import cmath
 import math

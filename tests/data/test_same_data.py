@@ -1,4 +1,4 @@
-"""A run goes on only over the data that it began with."""
+"""A run resumes only with the data that it was started with."""
 
 import json
 

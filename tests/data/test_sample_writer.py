@@ -1,4 +1,4 @@
-"""Samples written into files are read back as they were."""
+"""Samples survive writing and reading unchanged."""
 
 import numpy as np
 import pytest

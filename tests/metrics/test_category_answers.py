@@ -261,7 +261,7 @@ def test_errors_of_format_are_apart_from_errors_of_knowledge():
 def test_weighted_averages_count_what_was_not_read():
     labels, predictions = np.array([0, 0, 0, 1, 2]), np.array([0, 0, -1, 0, -1])
     found = class_averages(labels, predictions)
-    # Of class 0: precision 2/3, recall 2/3; of the others nothing is right.
+    # Class 0 has precision 2/3 and recall 2/3; the other classes have no hits.
     names = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1")
     assert {name: found[name] for name in names} == pytest.approx(
         dict.fromkeys(names, 0.4)

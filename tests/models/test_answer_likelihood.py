@@ -10,7 +10,7 @@ from meta_opt.evaluators.category_likelihood import answer_scores
 from meta_opt.models.answer_likelihood import answer_log_likelihoods
 
 END, PAD = SMALL.end_id, SMALL.pad_id
-# The second goes on as the first begins; the token that ends it tells them apart.
+# The first answer is a prefix of the second; only the end token distinguishes them.
 ANSWERS = np.array(
     [
         [5, 6, END, PAD, PAD],

@@ -93,7 +93,7 @@ def test_every_modality_is_read(model):
     assert before.shape == (3, 5) and before.dtype == np.float32
     for name in MODALITIES:
         changed = dict(batch)
-        # Of one sample only: the others do not see it.
+        # Changing one sample does not affect the others.
         changed[name] = np.array(batch[name])
         changed[name][1] = np.roll(batch[name][1], 1, axis=0)
         after = logits(model, changed)

@@ -298,7 +298,7 @@ def test_hyper_parameters_can_be_injected(rule):
     tx = make(num_steps=NUM_STEPS, schedule=shape)
     compiled = optimizer_step._cache_size()
     found, state = run(tx, params, grads)
-    # The optimizer is made anew for every step, but compiled once.
+    # The optimizer is created again for every step, but compiled once.
     assert optimizer_step._cache_size() == compiled + 1
     assert float(state.hyperparams["schedule"]) == pytest.approx(float(shape(3)))
     expected, plain = run(rule(NUM_STEPS, schedule=shape), params, grads)

@@ -119,7 +119,7 @@ def test_a_sustained_rise_shrinks_the_step(scale):
 
 
 def test_a_jump_begins_the_watch_anew():
-    """As when the data change: learning anew needs the whole step."""
+    """Change of the data: learning the new data needs the full step."""
     state = watch(np.linspace(2.0, 1.0, 60))
     after = watch(np.linspace(5.0, 4.0, 60), state=state)
     assert float(after.shrink) == 1.0 and float(after.fallback) == 0.0
