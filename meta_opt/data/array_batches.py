@@ -18,7 +18,7 @@ def array_batches(
 ) -> SameData:
     """Returns an infinite iterator of batches, with ``get_state`` and ``set_state``.
 
-    Each epoch is shuffled anew and its remainder dropped. ``set_state`` rejects a state
+    Each epoch is reshuffled and its remainder dropped. ``set_state`` rejects a state
     that belongs to other arrays.
 
     Args:

@@ -22,7 +22,7 @@ def view_batches(
 ) -> SameData:
     """Returns an infinite iterator of batches, with ``get_state`` and ``set_state``.
 
-    Each epoch is shuffled anew, samples new views and drops its remainder.
+    Each epoch is reshuffled, samples new views and drops its remainder.
     ``set_state`` rejects a state that belongs to other labels.
 
     Args:
