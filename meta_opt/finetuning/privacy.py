@@ -32,11 +32,11 @@ class PrivacyConfig:
             trained parameters.
         noise_multiplier: standard deviation of the noise on the sum of a batch's
             clipped gradients, divided by ``clip_norm``; None to derive it from
-                ``epsilon``.
-            epsilon: target for the whole run with ``delta``; the least noise that
-                reaches it is used. None if ``noise_multiplier`` is given.
-            delta: delta of (epsilon, delta)-differential privacy; below 1 divided by
-                the number of training examples.
+            ``epsilon``.
+        epsilon: target for the whole run with ``delta``; the least noise that reaches
+            it is used. None if ``noise_multiplier`` is given.
+        delta: delta of (epsilon, delta)-differential privacy; below 1 divided by the
+            number of training examples.
         sampling: sampling assumption in the accounting of a target ``epsilon``:
             ``shuffled``, as runs draw batches, or ``poisson``, as most publications
             count.

@@ -106,7 +106,7 @@ class NetworkConfig:
         weights: for ``resnet50`` and ``convnext_tiny`` a folder that
             `meta_opt.models.convnets.load_classifier` reads, or "" for random weights,
             which do not depend on the run's seed. ``efficientnet_lite0`` always has the
-                prepared weights.
+            prepared weights.
         trained_stages: number of last stages that are trained, besides the head.
         dropout: dropout rate of the pooled features.
         drop_path: for ``convnext_tiny``, rate of stochastic depth in the last block; it
