@@ -152,7 +152,7 @@ def _sizes(shape: str) -> list[int]:
 
 
 def _largest(shape: str) -> int:
-    """Returns the bytes of an array, or of the largest in a tuple of operands.
+    """Returns bytes of an array, or of the largest in a tuple of operands and results.
 
     The arrays of a plain tuple, of an operation that combines several, are added up.
     """

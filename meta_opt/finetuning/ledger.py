@@ -71,7 +71,7 @@ class Prices:
         return {name: price for name, price in values.items() if price is not None}
 
     def money(self, amounts: "Amounts") -> float | None:
-        """Returns the cost of amounts; None without prices or if one is unknown.
+        """Returns the cost; None without prices or if a priced amount is unknown.
 
         >>> prices = Prices("USD", device_hour=3.6, thousand_tokens_in=0.5)
         >>> prices.money(Amounts(device_seconds=1000.0, tokens_in=2000))

@@ -67,7 +67,7 @@ def make_combiner(
     - ``meltr``: the transformer (`meta_opt.meta_loss.combiner`).
     - ``linear``: :math:`\sum_t \phi_t l_t` with :math:`\phi` initialised to ``weights``
       and trained by hypergradients, as a baseline for the transformer.
-    - ``uncertainty``: :math:`\frac12 \sum_t e^{-s_t} l_t + s_t` with s trained like the
+    - ``uncertainty``: :math:`\frac12 \sum_t e^{-s_t} l_t + s_t` with s trained with the
       model (`meta_opt.losses.balancing.uncertainty_weighting`).
     - ``equal``: the mean.
     - ``fixed``: :math:`\sum_t a_t l_t` with constant ``weights`` a.

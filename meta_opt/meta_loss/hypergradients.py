@@ -300,7 +300,10 @@ def _wide(x: jax.Array) -> jax.Array:
 def contract(
     combine: Combine, phi: PyTree, losses: jax.Array, tangents: jax.Array
 ) -> Hypergradient:
-    """Returns minus the phi-gradient of the combined loss's tangent in w."""
+    """Returns minus the phi-gradient of the combined loss's derivative along p.
+
+    The derivatives of the T losses along p are ``tangents``.
+    """
     losses, tangents = _wide(losses), _wide(tangents)
 
     def along(phi: PyTree) -> jax.Array:

@@ -79,9 +79,9 @@ def update_preconditioner(
     .. math:: v \mapsto -(\partial u / \partial g)^\top v
 
     This is exact: if v is the gradient after the step, ``sama`` is the derivative
-    through that step, including learning rate and clipping. Gradients are at least
-    1e-16 in magnitude, since the root in Adam's denominator has no finite derivative at
-    0.
+    through that step, including learning rate and clipping. Gradients below 1e-16 in
+    magnitude are replaced by 1e-16, since the root in Adam's denominator has no finite
+    derivative at 0.
 
     Args:
         tx: the optimizer of w.

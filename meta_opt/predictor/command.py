@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--workdir",
         help="folder for logs and checkpoints, from which the same command resumes; "
-        "no checkpoints if omitted",
+        "neither is written if omitted",
     )
     _add_processes(fit)
     predict = add(

@@ -47,8 +47,8 @@ _MAX_OPENED = 64
 _NOT_TRUNCATED = 0.95
 """Minimum fraction of texts and audio clips that are not truncated."""
 _LEAST_SIDE, _SIDE_STEP = 160, 32
-"""Smallest image side and increment, in pixels; smaller images are enlarged, since the
-encoders were trained on sides of 224 pixels."""
+"""Smallest image side, unless a limit is lower, and increment, in pixels. Smaller
+images are enlarged, since the encoders were trained on sides of 224 pixels."""
 _IMAGE_BYTES = 2e9
 """Maximum size of all decoded images together, in bytes."""
 _MIN_TO_UNFREEZE = 60
@@ -141,7 +141,7 @@ def make_plan(
         data_dir=data_dir,
         encoders=used,
         trainable_layers=dict.fromkeys(used, layers) if layers else {},
-        # The layers that train read frames of 20 ms; four are averaged.
+        # Averages four frames of 20 ms each, below the layers that train.
         pool_size={"audio": 4} if layers and "audio" in used else {},
         **sizes,
     )

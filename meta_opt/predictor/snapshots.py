@@ -126,7 +126,7 @@ def greedy_soup(
     evaluate: Callable[[PyTree], Mapping[str, float]],
     enough_time: Callable[[], bool] = lambda: True,
 ) -> Soup | None:
-    """Averages snapshots greedily, best first, as long as validation does not worsen.
+    """Averages snapshots greedily, best first, skipping those that worsen validation.
 
     Wortsman et al. 2022 (arXiv:2203.05482), recipe 1.
 

@@ -1,6 +1,7 @@
-"""Resumable hyperparameter search: TPE with successive halving, stored on disk.
+"""Resumable hyperparameter search: TPE with successive halving.
 
-Several processes may share it, and with some storages several machines.
+A search is stored in a file or on a database server. Several processes may share
+it, and with some storages several machines.
 
 Bergstra et al. 2011 (TPE); Li et al. 2020, arXiv:1810.05934 (asynchronous successive
 halving). Both are Optuna's.

@@ -271,7 +271,7 @@ def _split_clips(
 def _fit(
     split: str, clips: Clips, frames: int
 ) -> tuple[Clips, tuple[np.ndarray, ...], list[str]]:
-    """Returns clips that have frames, these resampled to T, and keys of empty clips.
+    """Returns clips that have frames, these fitted to T, and the keys of empty clips.
 
     Raises:
         ValueError: no clip has any frame.

@@ -26,9 +26,9 @@ class MaskingConfig:
         frame_scale: inverse temperature of the masked-frame loss.
         margin: margin of the max-margin losses.
         false_negatives: whether two captions of one clip, equal captions of two clips,
-            and rows of the same clip count as negatives of each other. They do in the
-            published losses, which treat each row of a batch as a different clip. In
-            ``matching`` equal captions never count as negatives.
+            and frames of a clip that is in a batch twice count as negatives of each
+            other. They do in the published losses, which treat each row of a batch as a
+            different clip. In ``matching`` equal captions never count as negatives.
     """
 
     text_rate: float = 0.15
