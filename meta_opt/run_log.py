@@ -5,14 +5,14 @@ Layout of a run's directory:
 - ``metrics.jsonl``: one JSON object per line, ``{"step": 10, "train/loss": ...}``. Only
   values that a rerun reproduces, so that an interrupted and resumed run leaves the same
   bytes as an unbroken one.
-- ``timing.jsonl``: the same for timings. - ``actions.jsonl``: recovery actions,
-``{"step": 10, "action": "roll back",
+- ``timing.jsonl``: the same for timings.
+- ``actions.jsonl``: recovery actions, ``{"step": 10, "action": "roll back",
   "reason": ...}``.
-- ``tensorboard/``: both, as TensorBoard scalars. - ``ledger.json``: cost of training
-and test, one entry per start
+- ``tensorboard/``: metrics and timings, as TensorBoard scalars.
+- ``ledger.json``: cost of training and test, one entry per start
   (`meta_opt.finetuning.ledger`).
-- ``config.json``: the resolved configuration. - ``environment.json``: a list with one
-entry per start: git revision, versions,
+- ``config.json``: the resolved configuration.
+- ``environment.json``: a list with one entry per start: git revision, versions,
   devices.
 """
 

@@ -132,7 +132,7 @@ _PLAIN = (bool, int, float, str, type(None), tuple)
 def _typed(hint: Any, value: Any, name: str) -> Any:
     """Converts a setting's value to its annotated type: lists to tuples, 1 to 1.0.
 
-    Other than plain annotations, and values that no config file can have, such as
+    Annotations other than plain ones, and values that no config file can have, such as
     arrays, are not checked.
     """
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):

@@ -17,8 +17,8 @@ _PART_BYTES = 2**24
 class SameData:
     """Batches whose state has a checksum of the data, which is verified on resuming.
 
-    Order and position do not identify the data: if they had changed, a resumed run
-    would silently differ from an uninterrupted one.
+    Order and position do not identify the data: if the data had changed, a resumed
+    run would silently differ from an uninterrupted one.
 
     Args:
         batches: an iterator with ``get_state`` and ``set_state``.

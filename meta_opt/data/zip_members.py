@@ -22,7 +22,7 @@ def read_member(archive: zipfile.ZipFile, name: str | zipfile.ZipInfo) -> bytes:
 
     Raises:
         zipfile.BadZipFile: a missing member, or one with more than `MAX_BYTES`; and
-        others of `ZIP_ERRORS`.
+            others of `ZIP_ERRORS`.
     """
     try:
         member = archive.getinfo(name) if isinstance(name, str) else name

@@ -59,10 +59,10 @@ class TensorInfo:
     def is_matrix(self) -> bool:
         """Whether the orthogonalised direction and weight decay apply.
 
-        A tensor with a side of one, such as a class token [1, D], is a vector. A tensor
-        of at least 1,024 rows and 64 columns, with over five times as many rows as
-        columns, is a vocabulary table: too large to orthogonalise, and with sparse
-        gradients.
+        A tensor with a side of one, such as a class token [1, D], is a vector. A matrix
+        whose longer side is at least 1,024, whose shorter side is at least 64, and
+        whose sides have a ratio above five, is a vocabulary table: too large to
+        orthogonalise, and with sparse gradients.
         """
         short, long = sorted((self.rows, self.columns))
         table = long >= 1024 and short >= 64 and long > 5 * short

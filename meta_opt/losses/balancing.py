@@ -138,6 +138,8 @@ def modality_strengths(
 ) -> jax.Array:
     """Probability of the right class from each modality alone, summed over a batch.
 
+    The result is float [M], one sum per modality.
+
     Args:
         logits: logits from each modality alone, [B, K].
         labels: int [B].

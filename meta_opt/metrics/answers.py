@@ -27,7 +27,7 @@ def answer_metrics(
 
     Returns:
         ``exact_match``: percentage of answers that equal a reference after `plain`;
-            ``bleu`` and ``chrf``: 0 to 100.
+        ``bleu`` and ``chrf``: 0 to 100.
 
     Raises:
         ValueError: no answers, or an answer without references.

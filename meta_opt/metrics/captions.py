@@ -15,8 +15,8 @@ def words(text: str) -> list[str]:
     """Words of a caption in lower case, without punctuation.
 
     Uses NLTK's Penn Treebank tokenizer: like Stanford's, which the COCO tools use, it
-    splits clitics and keeps hyphens. Unlike there, full stops after abbreviations and
-    brackets are dropped.
+    splits clitics and keeps hyphens. Unlike there, brackets are dropped, and so are
+    full stops after abbreviations within a line.
 
     >>> words("Don't stir-fry the chef's onions. Add 1/2 cup (100 ml), then salt!")
     ... # doctest: +NORMALIZE_WHITESPACE

@@ -60,8 +60,8 @@ def check_pattern(name: str, pattern: Any) -> None:
     r"""Raises ValueError for an invalid or possibly non-terminating regular expression.
 
     Repeated ambiguous groups make the time of a search exponential in the length of the
-    text, and unbounded repetitions make it polynomial of their number. No adapter needs
-    either.
+    text, and unbounded repetitions make it polynomial with their number as degree. No
+    adapter needs groups that repeat, or many repetitions.
 
     Args:
         name: name of the setting, for the error message.

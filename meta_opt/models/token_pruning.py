@@ -6,7 +6,7 @@ space by density peaks (DPC-KNN, Du et al. 2016), and optionally only the cluste
 relevant to a text are kept. Nothing is learned. Differences from the paper:
 
 - Segments are sequences of consecutive frames, cut where the mean features of two
-neighbours differ. The paper clusters frames, so that a scene may recur.
+  neighbours differ. The paper clusters frames, so that a scene may recur.
 - Clusters are of the patches of the whole clip, and of a number that is given. The
   paper has a share of each frame's patches, of which there are more or fewer by what
   the clip shows. Here all clips of a batch give as many tokens, those that a clip does

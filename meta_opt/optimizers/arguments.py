@@ -157,7 +157,7 @@ def check_state(state: Any, kind: type, learned: bool) -> None:
 
 
 def warn_of_half_precision(params: PyTree) -> bool:
-    """Warns if half-precision parameters would lose updates to rounding.
+    """Warns if concrete half-precision parameters would lose updates to rounding.
 
     Returns:
         Whether it warned.

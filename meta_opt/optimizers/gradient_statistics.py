@@ -75,8 +75,8 @@ def _product_sum(group: Group, grad: jax.Array, momentum: jax.Array) -> jax.Arra
     if not (group.large and group.column_axes):
         return jnp.sum(grad * momentum.astype(jnp.float32), axis=group.all_axes)
     # XLA on CPU does not fuse the conversion with the sum. Without the barrier it makes
-    # float32 copies of all momenta before the backward pass and keeps them until the
-    # end.
+    # float32 copies of all momenta before the backward pass and keeps them throughout
+    # it.
     grad, momentum = jax.lax.platform_dependent(
         grad,
         momentum,

@@ -29,7 +29,7 @@ def joined(
 
     Log lines are prefixed with the process index. A process that fails, or is stopped
     by Ctrl-C, exits immediately, without JAX's shutdown barrier, which would wait for
-    the others. If a process fails, is killed, or hangs for longer than
+    the others. If a process fails, is killed, or is suspended for longer than
     ``timeout_seconds``, the others exit, too, with a message that names it.
 
     Args:

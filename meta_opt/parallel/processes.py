@@ -241,7 +241,7 @@ class LaggedMax:
         self._pending: jax.Array | None = None
 
     def __call__(self, number: int) -> int:
-        """Contributes a number, at least 0; all processes must call this together."""
+        """Contributes a number >= 0; all processes must call this equally often."""
         if jax.process_count() == 1:
             return number
         mine = np.full(jax.local_device_count(), number, np.int32)

@@ -28,7 +28,7 @@ _FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG"),
     *("PPM", "QOI", "TGA", "TIFF", "WEBP"),
 )
-"""Pillow's formats except PostScript, which would be run as a program."""
+"""Allowed formats of Pillow; PostScript is not, since another program would run it."""
 
 
 class TooManyPixelsError(ValueError):

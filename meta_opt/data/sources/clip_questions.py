@@ -2,7 +2,7 @@
 
 In the style of TGIF-QA (Jang et al. 2017): what is seen, how often something happens,
 and in which order. For the last two the clip is edited so that the answer is known.
-Each clip also gets a multiple-choice question: which of four names is the clip's?
+Each question comes with a choice: which of several names is the clip's?
 """
 
 import collections
@@ -31,7 +31,7 @@ class Questions(NamedTuple):
         kind: N names of kinds, by which accuracy is reported.
         text: N texts that describe the clip, for losses on texts.
         question: N texts.
-        answer: N texts; "" for multiple-choice questions.
+        answer: N texts; "" if there are only options to choose from.
         choices: N times C options, one of which is right; C may be 0.
         offered: N times C texts, the options as the model reads them.
         choice: int [N], index of the right option; -1 if there is none.
@@ -60,9 +60,9 @@ def ask_questions(
     """Generates questions, deterministically.
 
     Answers are balanced: the category is asked of equally many clips of each category,
-    every other clip is played backwards, and the numbers of changes and the positions
-    of right options alternate, too. If neighbouring frames are equal, the answer counts
-    visible changes only.
+    as many as the rarest has, every other clip is played backwards, and the numbers of
+    changes and the positions of right options alternate, too. If neighbouring frames
+    are equal, the answer counts visible changes only.
 
     Args:
         keys: B keys of the clips.
@@ -158,7 +158,7 @@ def count_changes(frames: np.ndarray) -> int:
 
 
 def answer_vocabulary(questions: Questions) -> tuple[str, ...]:
-    """The distinct answers of training questions, sorted; empty for multiple choice."""
+    """The distinct answers of training questions, sorted; may be empty."""
     return tuple(sorted({*questions.answer} - {""}))
 
 

@@ -85,7 +85,7 @@ class ImageTextRows:
         return Picture(data, self.captions[index], self._labels[index], prompt)
 
     def key(self, index: int) -> str:
-        """The image's path relative to the JSONL file, or tar file and member."""
+        """The image's path from the JSONL file's folder, or tar file and member."""
         return self._samples[index].key
 
     def name(self, index: int) -> str:

@@ -23,7 +23,7 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Extensions of compressed tar files."""
 
 MAX_MEMBERS = 10_000_000
-"""Largest number of samples in a file, each of which takes a kilobyte of memory."""
+"""Largest number of members of a file, each of which takes a kilobyte of memory."""
 
 MEDIA_ENDINGS = {
     **dict.fromkeys(

@@ -133,7 +133,10 @@ class ConvNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """Inverted bottleneck: expand, depthwise convolution, project, residual."""
+    """Inverted bottleneck: expand, depthwise convolution, project.
+
+    With a residual connection if input and output have the same shape.
+    """
 
     def __init__(
         self,

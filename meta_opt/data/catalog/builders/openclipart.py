@@ -40,8 +40,9 @@ class Openclipart(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "`make data` (or `python -m meta_opt.data.prepare --only openclipart`) "
-        "downloads the Debian packages openclipart-png and openclipart-svg to "
-        "openclipart/openclipart-png and openclipart/openclipart-svg in this folder."
+        "downloads the Debian packages openclipart-png and openclipart-svg and unpacks "
+        "them to openclipart/openclipart-png and openclipart/openclipart-svg in this "
+        "folder."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:

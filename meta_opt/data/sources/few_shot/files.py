@@ -2,10 +2,13 @@ r"""The data set as files: PNG images, and JSONL files of the package's own sche
 
 Layout of the folder, of every width (``100``, ``200``, ...)::
 
-    dataset.json classes, counts, settings, what was left out 100/images/01_arrow/00.png
-    one folder per class, numbered 100/phase_1.jsonl the training samples of phase 1,
-    and so on 100/phases_1_to_2.jsonl those of phases 1 and 2, and so on 100/train.jsonl
-    those of all phases 100/validation.jsonl 100/test.jsonl
+    dataset.json                   classes, counts, settings, what was left out
+    100/images/01_arrow/00.png     one folder per class, images are numbered
+    100/phase_1.jsonl              the training samples of phase 1, and so on
+    100/phases_1_to_2.jsonl        those of phases 1 and 2, and so on
+    100/train.jsonl                those of all phases
+    100/validation.jsonl
+    100/test.jsonl
 
 A line is ``{"image": "images/01_arrow/00.png", "prompt": ..., "target": "{\"category\":
 \"arrow\"}", "label": "arrow", "split": "train"}``, which
