@@ -82,7 +82,7 @@ def load_params(path: str | os.PathLike, like: PyTree, sha256: str) -> PyTree:
         ValueError: the file has another hash, or is of another model.
     """
     remedy = "remove the folder of its phase to train it again"
-    tensors = read_tensors(path, sha256, "its phase", remedy)
+    tensors = read_tensors(path, sha256, "the record of its phase", remedy)
     wanted = leaves_by_path(like)
     stored = {
         name: jax.ShapeDtypeStruct(x.shape, _stored_dtype(x.dtype))

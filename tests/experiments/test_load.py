@@ -10,7 +10,8 @@ def test_only_the_kept_checkpoints_remain():
     # The metric is the same, and the latest of the best is kept.
     assert found["kept"] == [3, 4]
     few = found["entries"]
-    assert many_checkpoints(6)["entries"] == few
+    # Orbax's database may need one file more; a checkpoint has some twenty.
+    assert abs(many_checkpoints(6)["entries"] - few) <= 2
 
 
 def test_the_table_has_each_trial():

@@ -337,7 +337,7 @@ def test_others_plug_in_by_name(tmp_path):
     encoders.register("mine", lambda t, changes: registry.filled(Mine, t))
     try:
         assert float(encoders.load_encoder("mine", tmp_path).w.sum()) == 3
-        with pytest.raises(ValueError, match="'mine' already"):
+        with pytest.raises(ValueError, match="'mine' is already registered"):
             encoders.register("mine", lambda t, changes: None)
     finally:
         del registry._ENCODERS["mine"]

@@ -183,7 +183,7 @@ def test_another_call_is_told_what_differs(root, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="data had 36 rows and has 35"):
         fit(samples, root, workdir)
     (tmp_path / "other" / "run").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"and no fit.json"):
+    with pytest.raises(ValueError, match=r"but no fit.json"):
         fit(samples, root, tmp_path / "other")
 
 

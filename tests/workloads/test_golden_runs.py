@@ -37,8 +37,9 @@ def image_text(name):
     from meta_opt.finetuning.run_config import read_run_config
     from meta_opt.workloads.image_text import ImageTextConfig
 
-    config = configs.get_config(name)
-    config.loop.update(LOOP, batch_size=8)
+    config, loop = configs.get_config(name), dict(LOOP)
+    config.num_steps, config.batch_size = loop.pop("num_steps"), 8
+    config.loop.update(loop)
     return read_run_config(ImageTextConfig, config.to_dict())
 
 
