@@ -23,7 +23,7 @@ EPOCHS = 8
 
 
 def task(name: str) -> ml_collections.ConfigDict:
-    """A task under the learned optimizer; all parameters of the last layers train."""
+    """A task under the learned optimizer; all but the encoders' lower layers train."""
     batch_size, steps_per_epoch, most = SUITE[name]
     config = common.run_config(EPOCHS * steps_per_epoch, batch_size)
     config.loop.eval_every = steps_per_epoch

@@ -16,7 +16,8 @@ from meta_opt.parallel.workdir import lock_folder
 flags.disclaim_key_flags()
 
 _TRIES, _TRY_SECONDS = 5, 0.4
-"""Random delay in seconds, so that processes do not retry to report simultaneously."""
+"""Number of attempts to take the lease of the report, and the largest random delay
+between them in seconds, so that processes do not retry simultaneously."""
 
 SHARED = flags.DEFINE_bool(
     "shared",

@@ -287,4 +287,4 @@ KINDS: Mapping[str, Callable[[bytes, np.random.Generator], bytes]] = {
     "tar": _tar,
     "zip": _zip,
 }
-"""Mutations that keep a format's checksums valid, by name."""
+"""Mutations by name; all but ``bytes`` keep a format's checksums valid."""

@@ -260,7 +260,7 @@ class _Weights:
         self._centre = np.array([centre for _, centre, _ in config.direct])
         self._scale = np.array([scale for _, _, scale in config.direct])
         flat = tuple(n for names in self._names for n in names)
-        # The seed has no effect on results: the LSTMs' output weights are zero.
+        # This random draw has no effect: the LSTMs' output weights are zero.
         start = init_theta(jax.random.key(config.seed), config.controller)
         if config.start:
             start, shape = load_theta(config.start)

@@ -57,8 +57,8 @@ def task_episode(
         differentiable: whether windows must support reverse-mode differentiation.
 
     Returns:
-        The episode; the loss of a window is the log loss plus the weighted error rate
-        on the task's test examples at the end of the window.
+        The episode; the loss of a window is the log of the loss on the task's test
+        examples at the end of the window, plus their weighted error rate.
 
     Raises:
         ValueError: the shortest horizon is below the number of windows.

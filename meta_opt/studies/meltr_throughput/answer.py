@@ -20,7 +20,8 @@ def answer(cells: Sequence[Measured], found: Fit | None) -> str:
     """Summarises how MELTR's cost depends on losses, model and devices.
 
     Args:
-        cells: measured cells, including cells of full training on one device.
+        cells: measured cells; without any cell of full training on one local device
+            there is no summary.
         found: fitted cost model; None if there is none.
     """
     every = plain(cells)
