@@ -10,7 +10,7 @@ from experiments.stored_results import StoredResult
 from experiments.table_cells import deciding
 from experiments.workloads import read_run
 from meta_opt.leases import Lease, Leases, share
-from meta_opt.optimizers.weights import DEFAULT, weights_digest
+from meta_opt.optimizers.weights import weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
 from meta_opt.studies.optimizer_table.summary import full_runs
@@ -110,7 +110,10 @@ def _cell(
     else:
         setup["settings"], _ = table1_runs(config["table1"], task, stage)
     if stage.part == FIT:
-        setup["preset"] = dataclasses.asdict(find_preset(config["preset"]))
+        preset = dataclasses.asdict(find_preset(config["preset"]))
+        # Those of the run, which are in the setup with their digest.
+        del preset["weights"]
+        setup["preset"] = preset
     part = stage.part.replace(" ", "_")
     file = f"{stage.trainable}_{stage.optimizer}_{part}_{seed}.json"
     path = Path(config["results"]) / task / file
@@ -130,18 +133,13 @@ def measure(
     Raises:
         Interrupted: on SIGINT or SIGTERM.
         LeaseLostError: another process has taken the cell; nothing is written.
-        ValueError: the stage calls `meta_opt.fit` with weights other than the default.
     """
     from meta_opt.predictor.plan import METRICS
 
     run = _run(cell.stage, base)
     if cell.stage.part == FIT:
-        if run.optimizer.weights != DEFAULT:
-            raise ValueError(
-                f"{cell.name}: meta_opt.fit trains with {DEFAULT}, and the config asks "
-                f"for optimizer.weights={run.optimizer.weights!r}; leave it out"
-            )
-        preset = from_config(Preset, cell.setup["preset"])
+        weights, _ = cell.setup["weights"]
+        preset = from_config(Preset, {**cell.setup["preset"], "weights": weights})
         found = _fitted(run.workload.inputs, preset, cell.seed)
     else:
         found = _trained(cell, run, METRICS[_kind(base)])

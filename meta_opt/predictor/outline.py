@@ -160,7 +160,7 @@ def plan(
         module.params,
         module.frozen,
         subject.loss_fn,
-        fit_optimizer(subject.loop.num_steps, module.params),
+        fit_optimizer(subject.loop.num_steps, module.params, chosen.weights),
         batch,
     )
     if subject.sharded:

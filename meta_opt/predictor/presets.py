@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from meta_opt.optimizers.weights import DEFAULT
 from meta_opt.types import check_name
 
 
@@ -24,6 +25,8 @@ class Preset:
             averaging.
         early: fraction of a run; if the best evaluation is before it, a second run
             follows whose length is derived from the best step. 0 for never.
+        weights: of the learned optimizer: a shipped name, or the path of a
+            ``.safetensors`` file.
 
     >>> find_preset("good").epochs
     20
@@ -39,6 +42,7 @@ class Preset:
     patience: int = 8
     snapshots: int = 1
     early: float = 0.4
+    weights: str = DEFAULT
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

@@ -114,7 +114,7 @@ def loop_in_time(
     )
     tried = run(
         dataclasses.replace(workload, evaluate=timed),
-        fit_optimizer(_TIMED_STEPS, workload.params),
+        fit_optimizer(_TIMED_STEPS, workload.params, preset.weights),
         short,
         mesh=plan.mesh,
         compile_with=step,
@@ -155,16 +155,19 @@ def loop_in_time(
     ]
 
 
-def fit_optimizer(num_steps: int, params: PyTree) -> Any:
+def fit_optimizer(num_steps: int, params: PyTree, weights: str) -> Any:
     """Returns the learned optimizer for a run of ``num_steps`` steps.
 
     Args:
         num_steps: length of the run.
         params: pytree of trained parameters; their names show whether layers are
             stacked.
+        weights: name or path of the optimizer's weights.
     """
     paths = leaves_by_path(params)
     stacked = STACKED if any(re.search(STACKED, path) for path in paths) else None
     # The number of steps is stored in the optimizer state, so that the timed steps and
     # the run share one compiled program.
-    return injected_learned(OptimizerConfig(num_steps=num_steps, stacked=stacked))
+    return injected_learned(
+        OptimizerConfig(num_steps=num_steps, stacked=stacked, weights=weights)
+    )

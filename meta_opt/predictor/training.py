@@ -127,7 +127,7 @@ def _train_once(
     watch = _Watch(workload, plan, loop, call, timing)
     result = run(
         dataclasses.replace(workload, evaluate=watch.evaluate),
-        fit_optimizer(loop.num_steps, workload.params),
+        fit_optimizer(loop.num_steps, workload.params, call.preset.weights),
         dataclasses.replace(loop, num_steps=watch.length, progress=call.progress),
         workdir=call.run_folder,
         mesh=plan.mesh,

@@ -12,6 +12,7 @@ from meta_opt.predictor.call_record import CallRecord
 from meta_opt.predictor.fitting import Clock, FitCall
 from meta_opt.predictor.plan import TrainingPlan, loop_of
 from meta_opt.predictor.presets import Preset
+from meta_opt.predictor.time_limit import fit_optimizer
 from meta_opt.predictor.training import train
 from meta_opt.workloads.workload import Workload
 
@@ -239,3 +240,11 @@ def test_an_interrupted_second_run_is_resumed(tmp_path):
     assert resumed.decisions == whole.decisions
     np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
     assert history(resumed, "train/loss") == history(whole, "train/loss")
+
+
+def test_the_weights_are_those_of_the_preset():
+    params = {"w": jnp.ones(3)}
+    for weights in ("lstm-v3", "lstm-v4"):
+        fit_optimizer(10, params, weights).init(params)
+    with pytest.raises(ValueError, match="no weights 'lstm-v0'"):
+        fit_optimizer(10, params, "lstm-v0").init(params)

@@ -122,12 +122,19 @@ def test_cells_that_are_shared_are_measured_once(tmp_path, monkeypatch):
     assert all(cell.run()["test"] == {"accuracy": 0.5} for cell in cells)
 
 
-def test_a_call_of_fit_with_other_weights_is_refused(tmp_path):
+def test_fit_is_measured_with_the_weights_of_the_config(tmp_path, monkeypatch):
     config = configs.suite().to_dict()
     config["results"] = str(tmp_path)
     base = config["tasks"]["tuxpaint_trimodal"]
     base["optimizer"]["weights"] = "lstm-v3"
     cells = framework_cells(config, read_stages(config["stages"]))
-    with pytest.raises(ValueError, match=r"trains with lstm-v\d, .*weights='lstm-v3'"):
-        cells_module.measure(cells["framework", "tuxpaint_trimodal", 1], base)
-    assert not list(tmp_path.iterdir())
+    cell = cells["framework", "tuxpaint_trimodal", 1]
+    asked = []
+
+    def fitted(inputs, preset, seed):
+        asked.append(preset.weights)
+        return {"test": {}}
+
+    monkeypatch.setattr(cells_module, "_fitted", fitted)
+    cells_module.measure(cell, base)
+    assert asked == ["lstm-v3"] and cell.stored()["run"]["seed"] == 1
