@@ -44,7 +44,7 @@ def load_exported(
         processor: folder whose tokenizer and image processor replace those of ``path``;
             required if an export has no tokenizer because its licence is unknown.
         batch_size: images or texts per batch.
-        dtype: compute dtype, ``float32`` or ``bfloat16``.
+        dtype: compute dtype, ``float32`` or, but for video-text models, ``bfloat16``.
         max_tokens: maximum number of tokens per answer of a generative model.
         prompt_length: maximum number of tokens per prompt.
         data_dir: for a video-text model, the folder of the prepared encoders; "" for

@@ -22,9 +22,6 @@ _log = logging.getLogger(__name__)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Extensions of compressed tar files."""
 
-MAX_MEMBERS = 10_000_000
-"""Largest number of members of a file, each of which takes a kilobyte of memory."""
-
 MEDIA_ENDINGS = {
     **dict.fromkeys(
         (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"), "image"
