@@ -75,7 +75,7 @@ def test_search(clips_root, exported, tmp_path):
     ordered = np.take_along_axis(scores[:, :3].T, best, axis=1)
     assert (np.diff(ordered, axis=1) <= 0).all()
     np.testing.assert_array_equal(ordered[:, 0], scores[:, :3].max(axis=0))
-    # Clips as files, and as lists of pictures, are the same clips.
+    # Clips as files, and as lists of images, are the same clips.
     video = CLIPS.video[0]
     (tmp_path / "clip").mkdir()
     for i, frame in enumerate(video):
@@ -95,7 +95,7 @@ def assert_errors(model, tmp_path, video):
     for clip, message in (
         (tmp_path / "empty", "the clip .*empty has no frames"),
         (tmp_path / "absent", "there is no clip .*absent"),
-        (tmp_path / "clip.npy", r"clip\.npy has features, and the model reads pict"),
+        (tmp_path / "clip.npy", r"clip\.npy has features, and the model reads images"),
         (tmp_path / "clip.mp4", "is a video, which is not decoded.*ffmpeg"),
         (tmp_path / "notes.txt", r"notes\.txt is not a clip: give a folder of frames"),
         (video[:0], r"clips\[0\] has no frames"),
