@@ -872,7 +872,9 @@ def test_parameters_of_several_types(kind):
         dtypes = {x.dtype for x in jax.tree.leaves(result.gradient)}
         assert dtypes == {jnp.dtype("float32")}
         gradient[name] = result.gradient
-    assert difference(gradient["half"], gradient["full"]) < 0.05
+    # Preconditioning amplifies rounding to bfloat16, which differs between processors.
+    limit = 0.1 if kind == "sama" else 0.05
+    assert difference(gradient["half"], gradient["full"]) < limit
 
 
 @pytest.mark.slow

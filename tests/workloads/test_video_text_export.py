@@ -97,7 +97,7 @@ def assert_errors(model, tmp_path, video):
         (tmp_path / "absent", "there is no clip .*absent"),
         (tmp_path / "clip.npy", r"clip\.npy has features, and the model reads images"),
         (tmp_path / "clip.mp4", "is a video, which is not decoded.*ffmpeg"),
-        (tmp_path / "notes.txt", r"notes\.txt is not a clip: give a folder of frames"),
+        (tmp_path / "notes.txt", r"notes\.txt is not a clip; give a folder of frames"),
         (video[:0], r"clips\[0\] has no frames"),
         (video.astype(np.float32), r"must be uint8 \[H, W, 3\]"),
     ):
