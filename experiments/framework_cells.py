@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.stored_results import StoredResult
-from experiments.table_cells import deciding
+from experiments.table_cells import deciding, name_and_digest
 from experiments.workloads import read_run
 from meta_opt.leases import Lease, Leases, share
-from meta_opt.optimizers.weights import weights_digest
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.studies.framework.stages import BEST, FIT, PLAIN, READOUT, Stage
 from meta_opt.studies.optimizer_table.summary import full_runs
@@ -105,8 +104,7 @@ def _cell(
         "seed": seed,
     }
     if stage.optimizer == "learned":
-        weights = run.optimizer.weights
-        setup["weights"] = [weights, weights_digest(weights)]
+        setup["weights"] = name_and_digest(run.optimizer.weights)
     else:
         setup["settings"], _ = table1_runs(config["table1"], task, stage)
     if stage.part == FIT:

@@ -46,10 +46,11 @@ class Cell(StoredResult):
 def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """Returns all cells of a table, in the order in which they are measured."""
     found: list[tuple[str, str, str, dict[str, Any]]] = []
+    timed_weights = name_and_digest(config["timed_weights"])
     for task, base in config["tasks"].items():
         for variant, changes in config["variants"].items():
             run = _run_config(task, base, changes).settings()
-            weights = _name_and_digest(run["optimizer"]["weights"])
+            weights = name_and_digest(run["optimizer"]["weights"])
             run = deciding(run)
             for optimizer in config["optimizers"]:
                 setup: dict[str, Any] = {"run": run, "seeds": list(config["seeds"])}
@@ -64,7 +65,7 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                 "run": run,
                 "rounds": config["timing_rounds"],
                 "optimizers": list(config["optimizers"]),
-                "weights": _name_and_digest(config["timed_weights"]),
+                "weights": timed_weights,
             }
             found.append((task, variant, STEPS, timed))
     folder = Path(config["results"])
@@ -78,7 +79,8 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     ]
 
 
-def _name_and_digest(weights: str) -> list[str]:
+def name_and_digest(weights: str) -> list[str]:
+    """Returns weights as a cell's setup has them: their name and `weights_digest`."""
     return [weights, weights_digest(weights)]
 
 

@@ -145,8 +145,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._saving_step = step
-        arrays = {k: v for k, v in leaves_by_path(state).items() if v.size}
-        layout = {key: _describe(leaf) for key, leaf in leaves_by_path(state).items()}
+        leaves = leaves_by_path(state)
+        arrays = {key: leaf for key, leaf in leaves.items() if leaf.size}
+        layout = {key: _describe(leaf) for key, leaf in leaves.items()}
         # A copy, since it is written later, when the caller's may have changed.
         host = plain_json(host)
         finite = metric is not None and math.isfinite(metric)
