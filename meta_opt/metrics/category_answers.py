@@ -116,7 +116,7 @@ class CategoryParser:
         folded = _fold(text[:MAX_CHARACTERS])
         values = list(_values(folded))
         several = False
-        for value in values or _alone(folded):
+        for value in values or self._furthest_first(_alone(folded)):
             name, after = self._named(value)
             if name is not None:
                 several = _other_elements(value, name) or self._lists_another(
@@ -156,6 +156,14 @@ class CategoryParser:
                 if ends:
                     return name, after
         return None, ""
+
+    def _furthest_first(self, variants: Sequence[str]) -> list[str]:
+        """Sorts variants of a text by how far to the right their category ends.
+
+        A list marker or label may itself be a category: with the categories 0 and 1,
+        ``1. 0`` answers 0.
+        """
+        return sorted(variants, key=lambda value: len(self._named(value)[1]))
 
     def _lists_another(
         self, name: str, after: str, items: Sequence[re.Pattern[str]]
@@ -231,12 +239,11 @@ def _unescape(found: re.Match[str]) -> str:
 
 def _alone(text: str) -> list[str]:
     """Variants of a text without a key: as it is, and without list marker and label."""
-    text = _FENCE.sub("", text).strip()
-    name = text
+    variants = [_FENCE.sub("", text).strip()]
     for before in (_MARKER, _LABEL, _MARKER):
-        if found := before.match(name):
-            name = name[found.end() :]
-    return list(dict.fromkeys((text, name)))
+        if found := before.match(variants[-1]):
+            variants.append(variants[-1][found.end() :])
+    return variants
 
 
 def _values(text: str) -> Iterator[str]:

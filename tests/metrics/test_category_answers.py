@@ -110,6 +110,27 @@ def test_any_known_category_is_itself(names, data):
     assert names[found.category] == name and found.status == "exact"
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("1. 0", "0"),
+        ("1. 1", "1"),
+        ("1.", "1"),
+        ("1) It is what the picture shows.", "1"),
+        ("1. FC Union", "1. FC Union"),
+        ("2. 1. FC Union", "1. FC Union"),
+        ("Answer: 0", "0"),
+        ("The answer", None),
+        ("answer", "answer"),
+        ("1. 0\n2. 1", None),
+    ],
+)
+def test_list_markers_and_labels_that_are_categories(text, name):
+    names = ("0", "1", "1. FC Union", "answer")
+    found = CategoryParser(names)(text).category
+    assert (None if found < 0 else names[found]) == name
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.one_of(
