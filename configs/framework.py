@@ -9,8 +9,6 @@ def suite() -> ml_collections.ConfigDict:
     """Gains of best checkpoint, readout and `meta_opt.fit`, three seeds each."""
     config = ml_collections.ConfigDict()
     config.tasks = tables.table1().tasks
-    for task in config.tasks.values():
-        task.optimizer.weights = tables.EARLIER_WEIGHTS
     # The first is the reference.
     config.stages = (
         dict(name="AdamW, tuned", optimizer="adamw"),
