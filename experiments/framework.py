@@ -35,7 +35,7 @@ WORKDIR = cli.define_workdir("runs/framework", "Folder of the leases of --shared
 ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
 REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
 
-_SETTINGS = ("tasks", "stages", "seeds", "preset", "table1", "results")
+_SETTINGS = ("tasks", "weights", "stages", "seeds", "preset", "table1", "results")
 
 
 def report(
@@ -68,6 +68,8 @@ def main() -> None:
 
     config = CONFIG.value.to_dict()
     check_keys("config", config, _SETTINGS)
+    for task in config["tasks"].values():
+        task["optimizer"]["weights"] = config["weights"]
     cells = framework_cells(config, read_stages(config["stages"]))
     folder = config["results"]
     if REPORT.value:

@@ -103,7 +103,8 @@ def _cell(
         "part": stage.part,
         "seed": seed,
     }
-    if stage.optimizer == "learned":
+    learned = stage.optimizer == "learned"
+    if learned:
         setup["weights"] = name_and_digest(run.optimizer.weights)
     else:
         setup["settings"], _ = table1_runs(config["table1"], task, stage)
@@ -113,7 +114,9 @@ def _cell(
         del preset["weights"]
         setup["preset"] = preset
     part = stage.part.replace(" ", "_")
-    file = f"{stage.trainable}_{stage.optimizer}_{part}_{seed}.json"
+    # Cells of other weights are kept until all are measured.
+    optimizer = Path(run.optimizer.weights).name if learned else stage.optimizer
+    file = f"{stage.trainable}_{optimizer}_{part}_{seed}.json"
     path = Path(config["results"]) / task / file
     return FrameworkCell(path, plain_json(setup), task, stage, seed)
 
