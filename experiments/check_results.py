@@ -33,12 +33,10 @@ from meta_opt.studies.reproduction.report import (
     comparison_table,
     failure_row,
 )
-from meta_opt.types import check_keys, near_match
+from meta_opt.types import check_keys
 
 CONFIG = cli.define_config()
-ONLY = flags.DEFINE_list(
-    "only", [], "Run only checks whose name contains one of these."
-)
+CHOSEN = cli.define_only("checks")
 LIST = flags.DEFINE_bool("list", False, "List the checks and what is not rerun.")
 RECORDS = flags.DEFINE_bool(
     "records", False, "Count stored records that lack provenance."
@@ -70,23 +68,6 @@ def measure_apart(check: Mapping[str, Any]) -> list[Comparison] | str:
             return pool.submit(measure, check["kind"], check["settings"]).result()
         except BrokenProcessPool:
             return "its process ended early; memory may have been short"
-
-
-def chosen_checks(checks: Mapping[str, Any], only: list[str]) -> dict[str, Any]:
-    """Returns the checks whose name contains one of ``only``; all if it is empty.
-
-    Raises:
-        ValueError: an entry of ``only`` that no name contains.
-    """
-    for part in only:
-        if not any(part in name for name in checks):
-            near = near_match(part, checks)
-            raise ValueError(f"--only={part}: no check has this in its name{near}")
-    return {
-        name: check
-        for name, check in checks.items()
-        if not only or any(part in name for part in only)
-    }
 
 
 def run_checks(checks: Mapping[str, Any]) -> int:
@@ -164,8 +145,8 @@ def main() -> None:
     elif LIST.value:
         print(list_checks(config))
     else:
-        checks = chosen_checks(config["checks"], ONLY.value)
-        sys.exit(run_checks(checks))
+        chosen = CHOSEN(config["checks"])
+        sys.exit(run_checks({n: c for n, c in config["checks"].items() if n in chosen}))
 
 
 if __name__ == "__main__":

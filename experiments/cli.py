@@ -5,7 +5,7 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from meta_opt.error_messages import message_of
 from meta_opt.types import near_match
 
 _ARGUMENTS = tuple(sys.argv[1:])
-_LEFT_OUT = ("workdir", "storage", "shared", "lease_seconds")
+_LEFT_OUT = ("workdir", "storage", "lease_seconds", "only")
+_LEFT_OUT_SWITCHES = ("shared", "report_only")
 """Flags that do not affect results, and so are left out of reports. ``--storage`` may
 contain a password."""
 _CONFIG: dict[str, Any] = {"default": None, "partial": False}
@@ -62,10 +63,49 @@ def define_workdir(default: str | None, text: str) -> Any:
     return holder
 
 
+def define_only(things: str = "cells") -> Callable[[Iterable[str]], set[str]]:
+    """Defines ``--only``; returns `names_containing` for its values.
+
+    Args:
+        things: what has the names, for the help text.
+    """
+    if "only" not in flags.FLAGS:
+        flags.DEFINE_multi_string(
+            "only",
+            [],
+            f"Measure only {things} whose name contains this. May be repeated.",
+        )
+    return lambda names: names_containing(names, flags.FLAGS["only"].value)
+
+
+def names_containing(names: Iterable[str], parts: Sequence[str]) -> set[str]:
+    """Returns the names that contain one of ``parts``; all names without parts.
+
+    Raises:
+        ValueError: no name contains one of the parts.
+
+    >>> sorted(names_containing(["table1, adam", "table1, lion", "faults"], ["table1"]))
+    ['table1, adam', 'table1, lion']
+    """
+    every = list(names)
+    for part in parts:
+        if not any(part in name for name in every):
+            near = near_match(part, every)
+            raise ValueError(f"--only={part}: none of {len(every)} names has it{near}")
+    return {name for name in every if any(part in name for part in parts or [""])}
+
+
+def define_report_only() -> Any:
+    """Defines ``--report_only``."""
+    if "report_only" in flags.FLAGS:
+        return flags.FLAGS["report_only"]
+    return flags.DEFINE_bool("report_only", False, "Only report stored results.")
+
+
 def command_line() -> str:
     """Returns the running command as a reader of its report would repeat it.
 
-    Flags for local folders, servers and work sharing are left out.
+    Flags for local folders, servers, work sharing and parts of the work are left out.
     """
     module = Path(sys.argv[0]).stem
     kept, skip = [], False
@@ -74,8 +114,8 @@ def command_line() -> str:
             skip = False
             continue
         name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and name in _LEFT_OUT:
-            skip = "=" not in argument and name != "shared"
+        if argument.startswith("-") and name in (*_LEFT_OUT, *_LEFT_OUT_SWITCHES):
+            skip = "=" not in argument and name in _LEFT_OUT
             continue
         kept.append(argument)
     return " ".join([f"python -m experiments.{module}", *kept])

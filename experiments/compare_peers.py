@@ -4,14 +4,12 @@
     .venv-peers/bin/pip install --requirement experiments/peers/requirements.txt
     python -m experiments.compare_peers --config configs/peers.py:texts
 
-Stored results are reused; ``--report`` writes the table of stored results without
+Stored results are reused; ``--report_only`` writes the table of stored results without
 measuring. The encoders and packages of ``make data`` are required.
 """
 
 import sys
 from pathlib import Path
-
-from absl import flags
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,8 +19,8 @@ from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/peers", "Folder for the tasks' files.")
-ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
-REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
+CHOSEN = cli.define_only()
+REPORT_ONLY = cli.define_report_only()
 
 _SETTINGS = ("tasks", "peers", "seeds", "python", "data_dir", "results")
 
@@ -40,8 +38,9 @@ def main() -> None:
     check_keys("config", config, _SETTINGS)
     peers = [Peer(**peer) for peer in config["peers"]]
     cells = peer_cells(config, peers)
-    missing = [c for c in cells if ONLY.value in c.name and c.stored() is None]
-    if missing and not REPORT.value:
+    chosen = CHOSEN(c.name for c in cells)
+    missing = [c for c in cells if c.name in chosen and c.stored() is None]
+    if missing and not REPORT_ONLY.value:
         root = Path(WORKDIR.value).absolute()
         with hold_workdir(root), tqdm(missing, desc="cells", unit="cell") as bar:
             for cell in bar:

@@ -1,17 +1,17 @@
 """Injects faults into runs, resumes them, and compares with undisturbed runs.
 
     python -m experiments.faults --config configs/faults.py:smoke
-    python -m experiments.faults --config configs/faults.py:full --only=kills/meltr
+    python -m experiments.faults --config configs/faults.py:full --only kills/meltr
 
-Results stored in ``config.results`` are reused; ``--report`` writes the table of stored
-results without measuring. File system faults need root. ``multimodal``, ``meltr`` and
-``table_cell`` need the data of ``make data``.
+Results stored in ``config.results`` are reused; ``--report_only`` writes the table of
+stored results without measuring. File system faults need root. ``multimodal``,
+``meltr`` and ``table_cell`` need the data of ``make data``.
 """
 
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import logging
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,8 +20,8 @@ from experiments import cli
 
 CONFIG = cli.define_config("configs/faults.py:full", partial=True)
 WORKDIR = cli.define_workdir("runs/faults", "Folder for the disturbed runs.")
-ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
-REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
+CHOSEN = cli.define_only()
+REPORT_ONLY = cli.define_report_only()
 
 
 def main() -> None:
@@ -35,8 +35,9 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     config = CONFIG.value.to_dict()
     every = cells(config)
-    missing = [c for c in every if ONLY.value in c.name and c.stored() is None]
-    if missing and not REPORT.value:
+    chosen = CHOSEN(c.name for c in every)
+    missing = [c for c in every if c.name in chosen and c.stored() is None]
+    if missing and not REPORT_ONLY.value:
         with (
             open_place(WORKDIR.value) as place,
             tqdm(missing, desc="faults", unit="cell") as bar,

@@ -1,7 +1,7 @@
 """Measures what each part of the framework adds to plain fine-tuning on the suite.
 
     python -m experiments.framework --config configs/framework.py:suite
-    python -m experiments.framework --config configs/framework.py:suite --report
+    python -m experiments.framework --config configs/framework.py:suite --report_only
 
 Rerunning skips cells that were measured with the same configuration. With ``--shared``,
 several processes or machines that share the folders of ``--workdir`` and
@@ -14,8 +14,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from absl import flags
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,8 +30,8 @@ from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/framework", "Folder of the leases of --shared.")
-ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
-REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
+CHOSEN = cli.define_only()
+REPORT_ONLY = cli.define_report_only()
 
 _SETTINGS = ("tasks", "weights", "stages", "seeds", "preset", "table1", "results")
 
@@ -72,14 +70,15 @@ def main() -> None:
         task["optimizer"]["weights"] = config["weights"]
     cells = framework_cells(config, read_stages(config["stages"]))
     folder = config["results"]
-    if REPORT.value:
+    if REPORT_ONLY.value:
         print(report(config, cells))
         return
+    chosen = CHOSEN(cell.name for cell in cells.values())
     with shared_work(Path(WORKDIR.value)) as leases:
         missing = {
             cell.path: cell
             for cell in cells.values()
-            if ONLY.value in cell.name and cell.stored() is None
+            if cell.name in chosen and cell.stored() is None
         }
         measure_all(config["tasks"], list(missing.values()), leases)
         with reporting(leases) as ours:

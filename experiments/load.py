@@ -3,8 +3,8 @@
     python -m experiments.load --config configs/load.py:smoke
     python -m experiments.load --config configs/load.py:full --only=steps
 
-Results are kept in ``config.results`` and not measured again; ``--report`` only writes
-the table of stored results.
+Results are kept in ``config.results`` and not measured again; ``--report_only`` only
+writes the table of stored results.
 """
 
 import concurrent.futures
@@ -12,8 +12,6 @@ import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
-
-from absl import flags
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,8 +24,8 @@ from experiments.worker import start_on_devices
 from meta_opt.types import check_keys, write_atomic
 
 CONFIG = cli.define_config("configs/load.py:full")
-ONLY = flags.DEFINE_string("only", "", "Measure only trials whose name contains this.")
-REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
+CHOSEN = cli.define_only("trials")
+REPORT_ONLY = cli.define_report_only()
 
 
 def measure_apart(name: str, count: int) -> dict[str, Any]:
@@ -44,10 +42,11 @@ def main() -> None:
     config = CONFIG.value.to_dict()
     check_keys("config", config, ("counts", "results"))
     check_keys("config.counts", config["counts"], tuple(TRIALS))
+    chosen = CHOSEN(config["counts"])
     folder, found = Path(config["results"]), {}
     for name, count in config["counts"].items():
         stored = StoredResult(folder / f"{name}.json", {"trial": name, "count": count})
-        if stored.stored() is None and ONLY.value in name and not REPORT.value:
+        if name in chosen and stored.stored() is None and not REPORT_ONLY.value:
             stored.write(measure_apart(name, count))
         if (record := stored.stored()) is not None:
             found[name] = record

@@ -4,8 +4,8 @@
     python -m experiments.meltr_throughput --config configs/meltr_throughput.py:smoke
 
 Cells that were measured with the same configuration are reused: each has a file below
-``--config.results``. TPU topologies need the extra ``tpu``. ``--cells`` measures the
-given cells in the given order, and ``--nomeasure`` none.
+``--config.results``. TPU topologies need the extra ``tpu``. ``--only NAME`` measures
+some of the cells, and ``--report_only`` none.
 """
 
 import concurrent.futures
@@ -15,8 +15,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-
-from absl import flags
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,12 +26,8 @@ from meta_opt.text_files import plain_json
 from meta_opt.types import check_keys, from_config
 
 CONFIG = cli.define_config()
-ONLY = flags.DEFINE_list(
-    "cells", [], "Measure only cells whose name contains one of these."
-)
-MEASURE = flags.DEFINE_bool(
-    "measure", True, "Measure missing cells; --nomeasure only reports."
-)
+CHOSEN = cli.define_only()
+REPORT_ONLY = cli.define_report_only()
 
 _KEYS = ("cases", "intervals", "held_out", "results")
 
@@ -110,12 +104,10 @@ def main() -> None:
         # Converted to JSON values, for comparison with stored ones.
         full = plain_json(dataclasses.asdict(case))
         cells.append(Cell(folder / "cells" / f"{name}.json", full, name))
-    chosen = dict.fromkeys(
-        cell for part in ONLY.value or [""] for cell in cells if part in cell.name
-    )
-    missing = [cell for cell in chosen if cell.stored() is None]
+    chosen = CHOSEN(cell.name for cell in cells)
+    missing = [c for c in cells if c.name in chosen and c.stored() is None]
     try:
-        if missing and MEASURE.value:
+        if missing and not REPORT_ONLY.value:
             measure_all(missing)
     except BrokenProcessPool as error:
         raise ValueError(

@@ -6,15 +6,13 @@
     python -m experiments.progressive --config configs/progressive.py:smoke \
         --workdir runs/progressive/smoke
 
-Rerunning with the same workdir resumes; ``--norun`` only reports. Outputs:
+Rerunning with the same workdir resumes; ``--report_only`` only reports. Outputs:
 ``progressive.md``, figures, and a folder for each phase
 (`meta_opt/studies/progressive/phases.py`).
 """
 
 import sys
 from pathlib import Path
-
-from absl import flags
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,7 +21,7 @@ from experiments import cli
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir(None, "Folder of the study.")
-RUN = flags.DEFINE_bool("run", True, "Run unfinished phases; --norun only reports.")
+REPORT_ONLY = cli.define_report_only()
 
 
 def main() -> None:
@@ -59,7 +57,7 @@ def main() -> None:
             command=cli.command_line(),
         )
 
-    if RUN.value:
+    if not REPORT_ONLY.value:
         use_compilation_cache()
         total = 1 + len(names) * phases.count
         with tqdm(total=total, desc="phases", unit="phase") as bar:

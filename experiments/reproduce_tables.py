@@ -19,8 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,8 +31,8 @@ from meta_opt.types import check_keys
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir("runs/tables", "Folder for the studies.")
-ONLY = flags.DEFINE_string("only", "", "Measure only cells whose name contains this.")
-REPORT = flags.DEFINE_bool("report", False, "Only report stored results.")
+CHOSEN = cli.define_only()
+REPORT_ONLY = cli.define_report_only()
 
 _LOOK_SECONDS = 10.0
 """Seconds between updates of the progress bar."""
@@ -141,12 +139,13 @@ def main() -> None:
     check_keys("config", config, _SETTINGS)
     workdir = Path(WORKDIR.value)
     every = cells(config, workdir)
-    if REPORT.value:
+    if REPORT_ONLY.value:
         print(report(config, every))
         return
+    chosen = CHOSEN(cell.name for cell in every)
     try:
         with shared_work(workdir) as leases:
-            missing = [c for c in every if ONLY.value in c.name and c.stored() is None]
+            missing = [c for c in every if c.name in chosen and c.stored() is None]
             if missing:
                 measure_all(config, missing, leases)
             with reporting(leases) as ours:

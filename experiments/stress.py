@@ -6,15 +6,13 @@
     python -m experiments.stress --config configs/stress.py:smoke \
         --workdir runs/stress/smoke
 
-Rerunning with the same workdir resumes; ``--norun`` only reports. Outputs:
+Rerunning with the same workdir resumes; ``--report_only`` only reports. Outputs:
 ``stress.md``, figures, ``wrong_answers.html``, and predictions
 (`meta_opt/studies/stress/study.py`).
 """
 
 import sys
 from pathlib import Path
-
-from absl import flags
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,7 +21,7 @@ from experiments import cli
 
 CONFIG = cli.define_config(partial=True)
 WORKDIR = cli.define_workdir(None, "Folder of the stress test.")
-RUN = flags.DEFINE_bool("run", True, "Run unfinished parts; --norun only reports.")
+REPORT_ONLY = cli.define_report_only()
 
 
 def main() -> None:
@@ -52,7 +50,7 @@ def main() -> None:
         folder = config.data.folder
         return write_stress_report(WORKDIR.value, summary, predictions, folder, facts)
 
-    if RUN.value:
+    if not REPORT_ONLY.value:
         use_compilation_cache()
         with tqdm(total=test.remaining(), unit="picture", unit_scale=True) as bar:
             running = 0

@@ -3,6 +3,8 @@
 import pytest
 from commands import run_command
 
+from experiments.cli import names_containing
+
 
 def finetune(tmp_path, *arguments, **environment):
     settings = ("--config=configs/finetune.py:smoke", f"--workdir={tmp_path / 'run'}")
@@ -87,3 +89,20 @@ def test_a_benchmark_that_there_is_not_is_named():
     assert finished.returncode == 1
     message = "benchmark: --only: unknown benchmark 'steps'; did you mean 'step'?"
     assert finished.stderr.splitlines()[-1].startswith(message), finished.stderr
+
+
+def test_a_part_of_a_name_chooses_and_a_typo_is_named():
+    names = ["foreign/a", "table1/b"]
+    assert names_containing(names, ["table1"]) == {"table1/b"}
+    assert names_containing(names, ["a", "b"]) == names_containing(names, [])
+    assert names_containing(iter(names), []) == set(names)
+    with pytest.raises(ValueError, match="--only=tabel: none of 2 names"):
+        names_containing(names, ["table1", "tabel"])
+
+
+def test_a_typo_in_only_measures_nothing(tmp_path):
+    folder = f"--config.results={tmp_path}"
+    finished = run_command("load", "--config=configs/load.py:smoke", folder, "--only=x")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("load: --only=x: none of")
+    assert not list(tmp_path.iterdir())

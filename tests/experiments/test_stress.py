@@ -27,7 +27,7 @@ def test_smoke_reports_and_goes_on(tmp_path):
     page = (tmp_path / "work" / "wrong_answers.html").read_text()
     assert "data:image/png" in page
     # Nothing is run again, and a mistake is one line.
-    again = run_command("stress", *arguments, "--norun")
+    again = run_command("stress", *arguments, "--report_only")
     assert again.stdout == done.stdout, again.stderr
     refused = run_command("stress", *arguments, f"--config.models.m={tmp_path}")
     assert refused.returncode == 1

@@ -76,11 +76,3 @@ def test_every_folder_of_results_is_measured_again_or_listed():
     assert len(folders) > 10
     for folder in folders:
         assert any(folder in name for name in names), folder
-
-
-def test_only_names_checks():
-    checks = {"foreign/a": 1, "table1/b": 2}
-    assert list(check_results.chosen_checks(checks, ["table1"])) == ["table1/b"]
-    assert check_results.chosen_checks(checks, []) == checks
-    with pytest.raises(ValueError, match="--only=tabel"):
-        check_results.chosen_checks(checks, ["tabel"])
