@@ -258,14 +258,10 @@ def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
     ) -> Gradients:
         key, rng = jax.random.split(rng)
         losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
-        parts = [jax.tree.map(lambda g, i=i: g[i], each) for i in range(len(names))]
         safe = zero_absent(losses, present_losses(losses))
-        return Gradients(
-            jnp.mean(safe),
-            {**metrics, **loss_metrics(names, losses)},
-            (),
-            pcgrad(parts, key),
-        )
+        grads, _ = pcgrad(each, key)
+        shown = {**metrics, **loss_metrics(names, losses)}
+        return Gradients(jnp.mean(safe), shown, (), grads)
 
     return Objective(lambda key: (), gradient, lambda state, signals: state)
 

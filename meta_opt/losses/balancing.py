@@ -89,46 +89,59 @@ def gradnorm_weights(weights: jax.Array) -> jax.Array:
     return len(weights) * positive / jnp.sum(positive)
 
 
-def pcgrad(grads: Sequence[PyTree], key: jax.Array) -> PyTree:
+def pcgrad(grads: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
     """Mean of gradients after projecting conflicting components away.
 
     From each gradient, the component along every other gradient with a negative inner
-    product is removed, in random order (PCGrad, Yu et al. 2020, arXiv:2001.06782).
+    product is removed, in random order (PCGrad, Yu et al. 2020, arXiv:2001.06782). The
+    result is a weighted sum of the gradients whose weights depend on their inner
+    products only, so the projections are computed on T weights, not on gradients.
 
     Args:
-        grads: gradients of the losses, pytrees of the same structure.
+        grads: gradients of T losses, a pytree of arrays [T, ...].
         key: random key of the order.
 
-    >>> a, b = jnp.array([1.0, 0.0]), jnp.array([-1.0, 1.0])
-    >>> pcgrad([a, b], jax.random.key(0)).tolist()
-    [0.25, 0.75]
+    Returns:
+        The combined gradient, a pytree of arrays [...], and its float32 weights [T].
+
+    >>> grads = jnp.array([[1.0, 0.0], [-1.0, 1.0]])
+    >>> combined, weights = pcgrad(grads, jax.random.key(0))
+    >>> combined.tolist(), weights.tolist()
+    ([0.25, 0.75], [1.0, 0.75])
     """
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *grads)
-    count = len(grads)
+    flat = [g.reshape(len(g), -1).astype(jnp.float32) for g in jax.tree.leaves(grads)]
+    products = sum((g @ g.T for g in flat), start=jnp.zeros(()))
+    weights = pcgrad_weights(products, key)
+    combined = jax.tree.map(
+        lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1), grads
+    )
+    return combined, weights
 
-    def dot(a: PyTree, b: PyTree) -> jax.Array:
-        products = jax.tree.leaves(jax.tree.map(jnp.vdot, a, b))
-        return sum(products, start=jnp.zeros(()))
 
-    def pick(i: jax.Array) -> PyTree:
-        return jax.tree.map(lambda x: x[i], stacked)
+def pcgrad_weights(products: jax.Array, key: jax.Array) -> jax.Array:
+    """Weights [T] of the gradients in `pcgrad`.
 
-    def project(i: jax.Array, key: jax.Array) -> PyTree:
-        def away(own: PyTree, j: jax.Array) -> tuple[PyTree, None]:
-            other = pick(j)
-            product = dot(own, other)
+    Args:
+        products: inner products of the gradients, float [T, T].
+        key: random key of the order.
+    """
+    count = len(products)
+
+    def project(i: jax.Array, key: jax.Array) -> jax.Array:
+        def away(own: jax.Array, j: jax.Array) -> tuple[jax.Array, None]:
+            product = own @ products[j]
             part = jnp.where(
                 (product < 0) & (j != i),
-                product / jnp.maximum(dot(other, other), _TINY),
+                product / jnp.maximum(products[j, j], _TINY),
                 0.0,
             )
-            return jax.tree.map(lambda x, y: x - part * y, own, other), None
+            return own.at[j].add(-part), None
 
         order = jax.random.permutation(key, count)
-        return jax.lax.scan(away, pick(i), order)[0]
+        return jax.lax.scan(away, jax.nn.one_hot(i, count), order)[0]
 
-    projected = jax.vmap(project)(jnp.arange(count), jax.random.split(key, count))
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0), projected)
+    each = jax.vmap(project)(jnp.arange(count), jax.random.split(key, count))
+    return jnp.mean(each, axis=0)
 
 
 def modality_strengths(

@@ -70,15 +70,18 @@ def test_pcgrad_is_the_papers(seed, count):
     grads = np.random.default_rng(seed).normal(size=(count, 5))
     key = jax.random.key(seed)
     orders = [np.asarray(order) for order in permutations(key, count)]
-    found = PCGRAD([{"a": g[:2], "b": g[2:]} for g in grads.astype(np.float32)], key)
+    single = grads.astype(np.float32)
+    found, weights = PCGRAD({"a": single[:, :2], "b": single[:, 2:]}, key)
     joined = np.concatenate([found["a"], found["b"]])
+    np.testing.assert_allclose(joined, weights @ grads, atol=1e-5)
     np.testing.assert_allclose(joined, numpy_pcgrad(grads, orders), atol=1e-4)
 
 
 def test_pcgrad_leaves_what_agrees():
-    grads = [jnp.array([1.0, 0.2]), jnp.array([0.5, 1.0]), jnp.zeros(2)]
-    found = PCGRAD(grads, jax.random.key(0))
+    grads = jnp.array([[1.0, 0.2], [0.5, 1.0], [0.0, 0.0]])
+    found, weights = PCGRAD(grads, jax.random.key(0))
     np.testing.assert_allclose(found, np.mean(grads, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(weights, 1 / 3, rtol=1e-6)
 
 
 def test_the_stronger_modality_is_weakened():
