@@ -217,8 +217,8 @@ _NOT_RERUN = (
         "--config configs/balancing.py:tuxpaint_trimodal",
     ),
     (
-        "meltr, the comparison of combiners",
-        "a quarter of an hour per cell",
+        "meltr and meltr_all, the comparison of combiners",
+        "five minutes to an hour per cell",
         "python -m experiments.reproduce_tables --config configs/tables.py:meltr",
     ),
     (

@@ -114,9 +114,8 @@ def report(config: dict[str, Any], every: Sequence[Cell]) -> str:
         from meta_opt.studies.meltr.summary import summarise
 
         kinds = {name: task["task"] for name, task in config["tasks"].items()}
-        measured = [r for r in found if r["optimizer"] != STEPS]
-        rows = summarise(measured, kinds, times)
-        counts = {"total": total, "count": len(measured)}
+        rows = summarise(found, kinds)
+        counts = {"total": total, "count": len(found)}
         return write_meltr(
             config["results"], rows, **counts, command=cli.command_line()
         )

@@ -61,6 +61,8 @@ def cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                     setup["tuning_seed"] = config["tuning_seed"]
                     setup["search"] = dict(config["search"])
                 found.append((task, variant, optimizer, setup))
+            if not config["timing_rounds"]:
+                continue
             timed = {
                 "run": run,
                 "rounds": config["timing_rounds"],

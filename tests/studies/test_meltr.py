@@ -26,11 +26,10 @@ RECORDS = [
     cell("primary", (0.1, 0.5, 0.6)),
     cell("meltr", (0.2, 0.2), optimizer="learned"),
 ]
-TIMES = {("clips", "meltr"): {"adamw": 12.5}}
 
 
 def test_rows_are_means_and_gains_by_seed():
-    rows = summarise(RECORDS, {"clips": "retrieval"}, TIMES)
+    rows = summarise(RECORDS, {"clips": "retrieval"})
     assert [(r.optimizer, r.combiner) for r in rows] == [
         ("adamw", "primary"),
         ("adamw", "equal"),
@@ -45,7 +44,6 @@ def test_rows_are_means_and_gains_by_seed():
     assert primary.over_equal.mean == pytest.approx(-10.0)
     assert primary.over_equal.low < -50 and primary.over_equal.high > 30
     assert equal.over_equal is None and alone.over_equal is None
-    assert (meltr.milliseconds, equal.milliseconds) == (12.5, None)
     assert meltr.validation_loss.mean == pytest.approx(0.6)
     assert meltr.peak_bytes == 3 * 2**20
 
@@ -55,12 +53,12 @@ def test_an_error_that_falls_is_a_gain():
     for record, errors in zip(records, ((1.0, 2.0), (0.5, 1.0)), strict=True):
         for run, error in zip(record["runs"], errors, strict=True):
             run["test"] = {"mae": error}
-    *_, meltr = summarise(records, {"clips": "sentiment"}, {})
+    *_, meltr = summarise(records, {"clips": "sentiment"})
     assert meltr.over_equal.mean == pytest.approx(0.75)
 
 
 def test_the_report(tmp_path):
-    rows = summarise(RECORDS, {"clips": "retrieval"}, TIMES)
+    rows = summarise(RECORDS, {"clips": "retrieval"})
     text = write_meltr(tmp_path, rows, total=6, count=4, command="make it")
     assert (tmp_path / "meltr.md").read_text() == text + "\n"
     assert "**4 of 6 cells are measured.**" in text
@@ -70,6 +68,5 @@ def test_the_report(tmp_path):
     shown = {row.label: [c.text for c in row.cells] for row in adamw.rows}
     assert shown["R@10 (%)"] == ["40.0", "50.0", "60.0"]
     assert shown["gain over equal weights"] == ["-10.00", "-", "10.00"]
-    assert shown["step (ms)"] == ["-", "-", "12.5"]
     assert learned.title == "learned, not tuned"
     assert all(key for metrics in METRICS.values() for key, *_ in metrics)

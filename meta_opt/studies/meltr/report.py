@@ -87,9 +87,6 @@ def task_table(rows: Sequence[CombinerRow]) -> Table:
         lines += _with_interval("gain over equal weights", "higher", gains, 1, 2)
         losses = _each(there, lambda r: r.validation_loss.mean)
         lines.append(numbers_row("validation loss, primary", "lower", losses, 3))
-        times = _each(there, lambda r: r.milliseconds)
-        if any(times):
-            lines.append(numbers_row("step (ms)", "lower", times, 1))
         memory = _each(there, lambda r: r.peak_bytes / 2**20)
         lines.append(numbers_row("peak memory of a step (MiB)", "lower", memory, 0))
         sections.append(Section(LABELS.get(optimizer, optimizer), tuple(lines)))

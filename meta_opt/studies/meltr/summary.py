@@ -64,7 +64,6 @@ class CombinerRow:
         over_equal: improvement of the main metric (`MAIN`) over equal weights, paired
             by seed; for an error, its decrease. None for equal weights.
         validation_loss: final primary loss on validation data.
-        milliseconds: time of a step without meta-steps; None if not timed.
         peak_bytes: peak memory of the compiled step.
     """
 
@@ -75,7 +74,6 @@ class CombinerRow:
     metrics: dict[str, Interval]
     over_equal: Interval | None
     validation_loss: Interval
-    milliseconds: float | None
     peak_bytes: int
 
 
@@ -89,17 +87,12 @@ MAIN = {
 the factor is negative for errors."""
 
 
-def summarise(
-    records: Sequence[Record],
-    kinds: Mapping[str, str],
-    milliseconds: Mapping[tuple[str, str], Mapping[str, float]],
-) -> list[CombinerRow]:
+def summarise(records: Sequence[Record], kinds: Mapping[str, str]) -> list[CombinerRow]:
     """Returns a row for each cell, in the order of the table.
 
     Args:
         records: records of the cells.
         kinds: kind of each task, a key of `METRICS`.
-        milliseconds: time of a step, by (task, combiner) and optimizer.
     """
     found = {(r["task"], r["optimizer"], r["variant"]): r for r in records}
     rows = []
@@ -109,15 +102,11 @@ def summarise(
             for combiner in COMBINERS:
                 record = found.get((task, optimizer, combiner))
                 if record is not None:
-                    steps = milliseconds.get((task, combiner), {})
-                    step = steps.get(optimizer)
-                    rows.append(_row(record, kinds[task], equal, step))
+                    rows.append(_row(record, kinds[task], equal))
     return rows
 
 
-def _row(
-    record: Record, kind: str, equal: Record | None, milliseconds: float | None
-) -> CombinerRow:
+def _row(record: Record, kind: str, equal: Record | None) -> CombinerRow:
     runs = full_runs(record)
     keys = [key for key, *_ in METRICS[kind] if key in runs[0]["test"]]
     losses = [run["epochs"][-1]["validation"]["loss"] for run in runs]
@@ -138,6 +127,5 @@ def _row(
         metrics={k: interval(run["test"][k] for run in runs) for k in keys},
         over_equal=over_equal,
         validation_loss=interval(losses),
-        milliseconds=milliseconds,
         peak_bytes=max(run["peak_bytes"] for run in runs),
     )
