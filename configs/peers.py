@@ -1,4 +1,7 @@
-"""Other libraries on the same texts and encoder: ``texts``, ``small``, ``smoke``."""
+"""Other libraries on the same data and encoder.
+
+``texts``, ``small``, ``images``, ``smoke``.
+"""
 
 import ml_collections
 
@@ -43,6 +46,25 @@ def small() -> ml_collections.ConfigDict:
     return config
 
 
+def images() -> ml_collections.ConfigDict:
+    """Drawings of ten categories through EfficientNet-Lite0, one seed."""
+    config = texts()
+    config.tasks = dict(drawings=(200, 100, 200))
+    config.peers = (
+        dict(name="meta_opt.fit, good", script="with_meta_opt", setting="good"),
+        dict(
+            name="AutoGluon, default",
+            script="images_with_autogluon",
+            setting="high_quality",
+        ),
+        dict(name="Trainer, default", script="images_with_trainer", setting="default"),
+        dict(name="Trainer, its guide", script="images_with_trainer", setting="guide"),
+    )
+    config.seeds = (1,)
+    config.results = "results/peers/images"
+    return config
+
+
 def smoke() -> ml_collections.ConfigDict:
     """`meta_opt.fit` on few texts, one seed; needs no other environment."""
     config = texts()
@@ -57,4 +79,4 @@ def smoke() -> ml_collections.ConfigDict:
 
 def get_config(arg: str = "texts") -> ml_collections.ConfigDict:
     """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (texts, small, smoke)})
+    return common.choose(arg, {v.__name__: v for v in (texts, small, images, smoke)})

@@ -1,4 +1,4 @@
-"""Compares `meta_opt.fit` with other libraries on the same texts and encoder.
+"""Compares `meta_opt.fit` with other libraries on the same data and encoder.
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install --requirement experiments/peers/requirements.txt
@@ -32,6 +32,7 @@ def main() -> None:
     from experiments.peers.report import summarise_peers, write_peers
     from experiments.peers.tasks import write_task
     from experiments.peers.trials import Peer, peer_cells, run_peer
+    from meta_opt.data import data_dir as default_data_dir
     from meta_opt.parallel.workdir import hold_workdir
 
     config = CONFIG.value.to_dict()
@@ -49,7 +50,9 @@ def main() -> None:
                 counts, data_dir = config["tasks"][cell.task], config["data_dir"]
                 labels = write_task(cell.task, counts, folder, data_dir or None)
                 python, scratch = config["python"], root / "scratch"
-                cell.write(run_peer(cell, python, folder, scratch, labels["test"]))
+                data = Path(data_dir or default_data_dir())
+                found = run_peer(cell, python, folder, scratch, labels["test"], data)
+                cell.write(found)
     records: dict[str, dict[str, list]] = {peer.name: {} for peer in peers}
     left = 0
     for cell in cells:

@@ -12,9 +12,10 @@ from meta_opt.studies.framework.summary import Results, StageRow, summarise_stag
 
 _COSTS = ("processor seconds", "peak memory (MiB)", "lines")
 _NOTES = (
-    "All fine-tune the same MiniLM folder (22.7M parameters) on the same training, "
-    "validation and test splits. Accuracy of the test split: mean over tasks, 95% "
-    "interval over seeds; the difference to the first row has its interval over tasks. "
+    "All fine-tune the same encoder (MiniLM for texts, EfficientNet-Lite0 for images) "
+    "on the same training, validation and test splits. Accuracy of the test split: "
+    "mean over tasks, 95% interval over seeds; the difference to the first row has its "
+    "interval over tasks. "
     "Processor seconds and memory are those of a whole process that imports the "
     "library, reads the files, compiles where it does, trains and predicts: geometric "
     "means over tasks and seeds, memory the largest. Seconds by the clock, which other "

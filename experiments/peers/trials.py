@@ -19,10 +19,13 @@ from meta_opt.metrics.classification import classification_metrics
 from meta_opt.text_files import read_json_value
 from meta_opt.types import check_name
 
-SCRIPTS = ("with_meta_opt", "with_autogluon", "with_trainer")
+SCRIPTS = (
+    *("with_meta_opt", "with_autogluon", "with_trainer"),
+    *("images_with_autogluon", "images_with_trainer"),
+)
 _OURS = "with_meta_opt"
 _PACKAGES = (
-    *("torch", "transformers", "peft", "accelerate", "lightning"),
+    *("torch", "transformers", "peft", "accelerate", "lightning", "timm"),
     *("autogluon.multimodal", "jax", "optax", "flax"),
 )
 _VERSIONS = """
@@ -88,7 +91,12 @@ def peer_cells(config: Mapping[str, Any], peers: Sequence[Peer]) -> list[PeerCel
 
 
 def run_peer(
-    cell: PeerCell, python: str, folder: Path, scratch: Path, labels: Sequence[str]
+    cell: PeerCell,
+    python: str,
+    folder: Path,
+    scratch: Path,
+    labels: Sequence[str],
+    data_dir: Path,
 ) -> dict[str, Any]:
     """Runs a script in an empty folder and evaluates its predictions.
 
@@ -98,6 +106,7 @@ def run_peer(
         folder: folder of the task's files.
         scratch: working folder of the script, which is emptied first.
         labels: correct classes of the test split.
+        data_dir: folder of the data that `meta_opt.data.prepare` wrote.
 
     Returns:
         ``test`` metrics; ``seconds`` and ``processor_seconds`` of the whole process;
@@ -107,7 +116,6 @@ def run_peer(
         FileNotFoundError: the peers' environment does not exist.
         RuntimeError: the script failed; the message has the end of its log.
     """
-    encoder = (folder / "encoder" / "model.safetensors").resolve().parent
     python = (
         sys.executable if cell.peer.script == _OURS else str(Path(python).absolute())
     )
@@ -125,7 +133,7 @@ def run_peer(
         "HF_HUB_OFFLINE": "1",
         # Compilation is part of the measured time, so each run has an empty cache.
         "META_OPT_CACHE_DIR": str(scratch / "compiled"),
-        "META_OPT_DATA_DIR": str(encoder.parents[1]),
+        "META_OPT_DATA_DIR": str(data_dir.absolute()),
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
     start = time.monotonic()
