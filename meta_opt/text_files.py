@@ -95,6 +95,24 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return value
 
 
+def read_versioned(path: str | os.PathLike, version: int) -> dict[str, Any]:
+    """Reads a JSON object whose key ``format`` is a version number.
+
+    Returns:
+        The object without ``format``.
+
+    Raises:
+        ValueError: as `read_json`; a file that cannot be read, or of another version.
+    """
+    try:
+        about = read_json(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if (found := about.pop("format", None)) != version:
+        raise ValueError(f"{path} has format {found!r}; this code reads {version}")
+    return about
+
+
 def read_json_value(path: str | os.PathLike) -> Any:
     """Reads a JSON value from a file in UTF-8.
 

@@ -9,7 +9,6 @@ Our format: ``adapters.safetensors`` (arrays by '/'-joined path) and ``adapters.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
 from meta_opt.models.settings import check_pattern
 from meta_opt.models.vision_text import VisionText
 from meta_opt.tensor_files import read_tensors, write_tensors
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import read_json, read_versioned, write_json
 from meta_opt.types import from_config
 
 _FORMAT = 1
@@ -65,12 +64,8 @@ def load_adapters(folder: str | os.PathLike, model: nnx.Module) -> LoRAConfig:
             has another architecture.
     """
     folder = Path(folder)
-    about = _read_about(folder, _OURS)
-    if about.get("format") != _FORMAT:
-        raise ValueError(
-            f"{folder / _OURS[0]} has format {about.get('format')!r}; this code reads "
-            f"{_FORMAT}"
-        )
+    _check_files(folder, _OURS)
+    about = read_versioned(folder / _OURS[0], _FORMAT)
     tensors = read_tensors(folder / _OURS[1], str(about.get("sha256")), _OURS[0])
     try:
         config = from_config(LoRAConfig, about.get("config"), "config")
@@ -155,7 +150,8 @@ def load_peft(folder: str | os.PathLike, model: VisionText) -> LoRAConfig:
             have, or missing adapters; the message names them.
     """
     folder = Path(folder)
-    about = _read_about(folder, _PEFT)
+    _check_files(folder, _PEFT)
+    about = read_json(folder / _PEFT[0])
     try:
         config = parse_config(about)
     except ValueError as error:
@@ -212,8 +208,7 @@ def _adapters(model: nnx.Module) -> dict[str, nnx.Param]:
     return found
 
 
-def _read_about(folder: Path, names: tuple[str, str]) -> dict[str, Any]:
+def _check_files(folder: Path, names: tuple[str, str]) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: no adapters of this format")
-    return read_json(folder / names[0])

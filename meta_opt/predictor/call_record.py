@@ -14,7 +14,7 @@ from meta_opt.data.sources.sample_schema import Media
 from meta_opt.parallel.processes import any_process, json_from_first
 from meta_opt.predictor.decision import Decision, as_json, from_json
 from meta_opt.predictor.table import Table
-from meta_opt.text_files import plain_json, read_json, write_json
+from meta_opt.text_files import plain_json, read_versioned, write_json
 
 T = TypeVar("T")
 
@@ -54,7 +54,6 @@ class CallRecord:
         self._file = None if folder is None else folder / FILE
         given = {"arguments": arguments, "data": data}
         self._content = {
-            "format": _FORMAT,
             "version": meta_opt.__version__,
             # Convert to JSON types, to compare them with values read from the file.
             **plain_json(given),
@@ -79,9 +78,7 @@ class CallRecord:
         """Returns the content of the file; None if the file does not exist."""
         if self._file is None or not self._file.is_file():
             return None
-        stored = read_json(self._file)
-        if stored.get("format") != _FORMAT:
-            raise ValueError(f"{self._file} does not have format {_FORMAT}")
+        stored = read_versioned(self._file, _FORMAT)
         _check_same(self._file.parent, stored, self._content)
         return stored
 
@@ -119,7 +116,8 @@ class CallRecord:
         if self._file is not None:
             decided[name] = chosen
             if jax.process_index() == 0:
-                write_json(self._file, self._content, indent=None)
+                content = {"format": _FORMAT, **self._content}
+                write_json(self._file, content, indent=None)
         return value, decisions
 
 

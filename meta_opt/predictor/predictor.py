@@ -15,7 +15,7 @@ from meta_opt.predictor.decision import Decision, read_decisions, write_decision
 from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import class_value, to_samples
 from meta_opt.predictor.table import Data, Table, read_table
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import read_versioned, write_json
 from meta_opt.types import check_name, from_config
 
 _FORMAT = 1
@@ -213,9 +213,7 @@ class Predictor:
         file = Path(folder) / FILE
         if not file.is_file():
             raise ValueError(f"{folder} has no predictor: {file} does not exist")
-        about = read_json(file)
-        if about.get("format") != _FORMAT:
-            raise ValueError(f"{file} does not have predictor format {_FORMAT}")
+        about = read_versioned(file, _FORMAT)
         columns = from_config(Columns, about["columns"])
         check_name(f"{file}: backend", about["backend"], BACKENDS)
         made = BACKENDS[about["backend"]]

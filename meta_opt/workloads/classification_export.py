@@ -25,7 +25,7 @@ from meta_opt.models.encoders import EfficientNet, EfficientNetConfig
 from meta_opt.models.encoders.efficientnet import Stage
 from meta_opt.models.parameters import parameter_count
 from meta_opt.models.settings import is_count
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import read_versioned, write_json
 from meta_opt.types import check_name, from_config
 from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
 
@@ -120,12 +120,7 @@ def read_settings(folder: str | os.PathLike) -> ClassifierSettings:
         ValueError: the file is missing, damaged, or of another format.
     """
     path = Path(folder) / SETTINGS
-    try:
-        about = read_json(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if (version := about.get("format")) != _FORMAT:
-        raise ValueError(f"{path} has format {version!r}; this code reads {_FORMAT}")
+    about = read_versioned(path, _FORMAT)
     try:
         return _parse_settings(about)
     except ValueError as error:

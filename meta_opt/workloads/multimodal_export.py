@@ -14,7 +14,7 @@ import jax
 
 from meta_opt.models.lora import merge_lora
 from meta_opt.models.multimodal import Multimodal
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import read_versioned, write_json
 from meta_opt.types import from_config
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
@@ -62,12 +62,7 @@ def read_settings(
         ValueError: there is no such file, or it is of another format.
     """
     file = Path(f"{path}.json")
-    try:
-        about = read_json(file)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from None
-    if about.get("format") != _FORMAT:
-        raise ValueError(f"{file} is not of a multimodal model of format {_FORMAT}")
+    about = read_versioned(file, _FORMAT)
     try:
         model = from_config(MultimodalModelConfig, about.get("model"), "model")
         inputs = from_config(InputsConfig, about.get("inputs"), "inputs")

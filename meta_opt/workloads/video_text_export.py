@@ -9,7 +9,7 @@ not written: they are read from the prepared encoders, whose SHA-256 is checked.
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.catalog.encoder_weights import ABOUT, encoder_folder
 from meta_opt.models.lora import merge_lora
 from meta_opt.models.video_text import VideoText
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import read_json, read_versioned, write_json
 from meta_opt.types import from_config
 from meta_opt.workloads.clip_reader import PRECOMPUTED, ClipReader, ClipReaderConfig
 from meta_opt.workloads.exported_arrays import read_arrays, write_arrays
@@ -140,12 +140,7 @@ def read_settings(folder: str | os.PathLike) -> VideoTextSettings:
         ValueError: the file is missing, damaged, or of another format.
     """
     path = Path(folder) / SETTINGS
-    try:
-        about: dict[str, Any] = dict(read_json(path))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if (version := about.pop("format", None)) != _FORMAT:
-        raise ValueError(f"{path} has format {version!r}; this code reads {_FORMAT}")
+    about = read_versioned(path, _FORMAT)
     try:
         sizes = about.get("sizes")
         if not isinstance(sizes, dict) or sizes.keys() != set(TargetSizes._fields):

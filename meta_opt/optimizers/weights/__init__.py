@@ -13,7 +13,7 @@ import numpy as np
 
 from meta_opt.optimizers.controller import ControllerConfig, init_theta
 from meta_opt.tensor_files import read_tensors, write_tensors
-from meta_opt.text_files import read_json, write_json
+from meta_opt.text_files import read_versioned, write_json
 from meta_opt.types import PyTree, from_config, near_match
 
 DEFAULT = "lstm-v4"
@@ -133,10 +133,4 @@ def _read_record(name: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
                 f"{near_match(name, known)}; shipped: {', '.join(known) or 'none'}; "
                 "or give the path of a .safetensors file"
             )
-    record = read_json(record_file)
-    if record.get("format") != FORMAT:
-        raise ValueError(
-            f"{record_file} has format {record.get('format')!r}; this version of "
-            f"meta_opt reads format {FORMAT}"
-        )
-    return file, record
+    return file, read_versioned(record_file, FORMAT)
