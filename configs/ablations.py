@@ -50,6 +50,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "shipped") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (shipped, retrained, smoke)})
+get_config = common.variants(shipped, retrained, smoke)

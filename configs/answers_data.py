@@ -22,7 +22,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "emoji_tuxpaint") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (emoji_tuxpaint, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(emoji_tuxpaint, smoke)

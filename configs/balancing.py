@@ -3,6 +3,8 @@
 ``clipart_category`` is reported; ``smoke`` is a quick check.
 """
 
+import functools
+
 import ml_collections
 
 from configs import common, multimodal
@@ -38,11 +40,14 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "clipart_category") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    names = (
-        *("clipart_category", "tuxpaint_speech", "tuxpaint_trimodal"),
-        "emoji_category",
-    )
-    tasks = {name: lambda name=name: task(name) for name in names}
-    return common.choose(arg, {**tasks, "smoke": smoke})
+get_config = common.variants(
+    smoke,
+    default="clipart_category",
+    **{
+        name: functools.partial(task, name)
+        for name in (
+            *("clipart_category", "tuxpaint_speech", "tuxpaint_trimodal"),
+            "emoji_category",
+        )
+    },
+)

@@ -67,7 +67,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "families") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (families, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(families, smoke)

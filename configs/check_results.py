@@ -281,6 +281,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "published") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (published, smoke)})
+get_config = common.variants(published, smoke)

@@ -5,7 +5,14 @@ turned into: `meta_opt.finetuning.run_config.RunConfig` and the workload's confi
 of their settings can be given on the command line, ``--config.section.key=value``.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import ml_collections
+
+from meta_opt.types import near_match
+
+Variant: TypeAlias = Callable[[], ml_collections.ConfigDict]
 
 # Weights of the learned optimizer; the library's default.
 WEIGHTS = "lstm-v4"
@@ -58,12 +65,30 @@ def meta_validation() -> dict:
     }
 
 
-def choose(arg: str, variants: dict) -> ml_collections.ConfigDict:
-    """Calls the variant that ``--config file.py:arg`` names.
+def variants(
+    *functions: Variant, default: str | None = None, **named: Variant
+) -> Callable[..., ml_collections.ConfigDict]:
+    """Returns a config file's ``get_config``, which calls the variant of a name.
 
-    Raises:
-        ValueError: if there is none of that name.
+    ``--config file.py:NAME`` names it; without a name it is the default.
+
+    Args:
+        *functions: variants that have the names of their functions.
+        default: name of the default variant; None for the first.
+        **named: further variants.
+
+    Example:
+        >>> get_config = variants(image_text=lambda: image_text_config(10, 8))
+        >>> get_config("image_text").batch_size
+        8
     """
-    if arg not in variants:
-        raise ValueError(f"unknown variant {arg!r}; available: {', '.join(variants)}")
-    return variants[arg]()
+    by_name = {function.__name__: function for function in functions} | named
+
+    def get_config(name: str = default or next(iter(by_name))) -> Any:
+        if name not in by_name:
+            known = ", ".join(by_name)
+            near = near_match(name, by_name)
+            raise ValueError(f"unknown variant {name!r}{near}; available: {known}")
+        return by_name[name]()
+
+    return get_config

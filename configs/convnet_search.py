@@ -104,7 +104,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "resnet50") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (resnet50, convnext_tiny, efficientnet_lite0, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(resnet50, convnext_tiny, efficientnet_lite0, smoke)

@@ -60,6 +60,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "nano") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {"nano": nano, "smoke": smoke})
+get_config = common.variants(nano, smoke)

@@ -152,6 +152,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "small") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (small, from_scratch, smoke)})
+get_config = common.variants(small, from_scratch, smoke)

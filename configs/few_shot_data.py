@@ -63,7 +63,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "openclipart") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (openclipart, own, table, tuxpaint, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(openclipart, own, table, tuxpaint, smoke)

@@ -104,10 +104,13 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "nano_clipart") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (
-        *(nano_clipart, nano_clipart_lora, nano_captions, so400m, so400m_lora),
-        *(paligemma, paligemma_lora, smoke),
-    )
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(
+    nano_clipart,
+    nano_clipart_lora,
+    nano_captions,
+    so400m,
+    so400m_lora,
+    paligemma,
+    paligemma_lora,
+    smoke,
+)

@@ -125,12 +125,16 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "univl_retrieval") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (
-        *(univl_retrieval, univl_captioning, univl_sentiment),
-        *(violet_question_answering, all_in_one_retrieval, smoke),
-        *(msrvtt_retrieval, youcook2_captioning, tgif_action),
-        *(msvd_question_answering, mosi_sentiment),
-    )
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(
+    univl_retrieval,
+    univl_captioning,
+    univl_sentiment,
+    violet_question_answering,
+    all_in_one_retrieval,
+    smoke,
+    msrvtt_retrieval,
+    youcook2_captioning,
+    tgif_action,
+    msvd_question_answering,
+    mosi_sentiment,
+)

@@ -101,6 +101,4 @@ def _config(cases: dict, results: str) -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "full") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (full, smoke)})
+get_config = common.variants(full, smoke)

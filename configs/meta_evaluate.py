@@ -136,7 +136,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "test") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (test, validation, foreign, style_validation, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(test, validation, foreign, style_validation, smoke)

@@ -173,8 +173,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "small") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(
-        arg, {v.__name__: v for v in (direct, small, longer, residual, smoke)}
-    )
+get_config = common.variants(direct, small, longer, residual, smoke, default="small")

@@ -3,6 +3,8 @@
 ``smoke`` is a quick check.
 """
 
+import functools
+
 import ml_collections
 
 from configs import common
@@ -79,7 +81,8 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "tuxpaint_trimodal") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = {name: lambda name=name: task(name) for name in SUITE}
-    return common.choose(arg, {**variants, "own": own, "smoke": smoke})
+get_config = common.variants(
+    *(own, smoke),
+    default="tuxpaint_trimodal",
+    **{name: functools.partial(task, name) for name in SUITE},
+)

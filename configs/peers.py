@@ -77,6 +77,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "texts") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (texts, small, images, smoke)})
+get_config = common.variants(texts, small, images, smoke)

@@ -65,8 +65,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "so400m") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(
-        arg, {v.__name__: v for v in (so400m, generative, base, smoke)}
-    )
+get_config = common.variants(so400m, generative, base, smoke)

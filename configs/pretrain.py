@@ -77,7 +77,4 @@ def answers_smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "nano_emoji") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (nano_emoji, smoke, answers, answers_smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(nano_emoji, smoke, answers, answers_smoke)

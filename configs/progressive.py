@@ -106,14 +106,11 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "openclipart_small") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (
-        openclipart_small,
-        openclipart_large,
-        openclipart_reduced,
-        openclipart_dynamic,
-        openclipart_paligemma,
-        smoke,
-    )
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(
+    openclipart_small,
+    openclipart_large,
+    openclipart_reduced,
+    openclipart_dynamic,
+    openclipart_paligemma,
+    smoke,
+)

@@ -42,7 +42,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "robustness") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (robustness, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(robustness, smoke)

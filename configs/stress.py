@@ -144,7 +144,4 @@ def _nano() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "reduced") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (reduced, full, smoke, smoke_generative)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(reduced, full, smoke, smoke_generative)

@@ -131,8 +131,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "shipped") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(
-        arg, {v.__name__: v for v in (shipped, less_loss_low, style_validation, smoke)}
-    )
+get_config = common.variants(shipped, less_loss_low, style_validation, smoke)

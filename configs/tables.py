@@ -155,7 +155,4 @@ def meltr_smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "table1") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (table1, smoke, meltr, meltr_all, meltr_smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(table1, smoke, meltr, meltr_all, meltr_smoke)

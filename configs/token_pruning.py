@@ -54,6 +54,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "all_in_one") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    return common.choose(arg, {v.__name__: v for v in (all_in_one, univl, smoke)})
+get_config = common.variants(all_in_one, univl, smoke)

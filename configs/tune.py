@@ -83,7 +83,4 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-def get_config(arg: str = "nano_clipart_adamw") -> ml_collections.ConfigDict:
-    """Returns the variant of that name."""
-    variants = (nano_clipart_adamw, openclipart_answers_adamw, smoke)
-    return common.choose(arg, {variant.__name__: variant for variant in variants})
+get_config = common.variants(nano_clipart_adamw, openclipart_answers_adamw, smoke)
