@@ -9,6 +9,7 @@ import collections
 import csv
 import decimal
 import io
+import itertools
 import logging
 import math
 import os
@@ -36,6 +37,9 @@ _CODE = re.compile(r"0\d+")
 """
 _MISSING = ("na", "n/a", "nan", "null", "none")
 """Spellings of a missing number in files of common programs."""
+_END = "\0"
+"""Line that is appended to a CSV file, to see whether the last cell is closed; text
+files with this character are refused."""
 
 
 class Row(NamedTuple):
@@ -142,29 +146,61 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    text = read_text(path)
-    header = text.partition("\n")[0]
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    header = text.lstrip("\n").partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter not in header:
         # Spreadsheets use semicolons or tabs in locales with a decimal comma.
         delimiter = next((mark for mark in ";\t" if mark in header), delimiter)
-    lines = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    _check_distinct(list(lines.fieldnames or ()), str(path))
+    # Python refuses cells above a limit, which is global.
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    try:
+        records = list(_csv_records(path, text, delimiter))
+    finally:
+        csv.field_size_limit(limit)
+    names = records[0][1] if records else []
+    _check_distinct(names, str(path))
     rows = []
-    for values in lines:
-        where = f"{path}, line {lines.line_num}"
-        if None in values:
+    for line, cells in records[1:]:
+        where = f"{path}, line {line}"
+        if len(cells) > len(names):
             raise ValueError(f"{where}: more cells than the header has columns")
-        rows.append((values, where))
+        rows.append((dict(zip(names, cells, strict=False)), where))
     numeric = {
         name
-        for name in lines.fieldnames or ()
-        if (cells := [row[name] for row, _ in rows if not _is_missing(row[name])])
+        for name in names
+        if (cells := [x[name] for x, _ in rows if not _is_missing(x.get(name))])
         and all(map(is_number, cells))
     }
     for values, where in rows:
         parsed = {k: _number(v) if k in numeric else v for k, v in values.items()}
         yield Row(_cleaned(parsed, where), where)
+
+
+def _csv_records(
+    path: Path, text: str, delimiter: str
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the cells of each record that is not blank, with its last line's number.
+
+    Raises:
+        ValueError: a quotation mark that is not closed, which would make one cell of
+            the rest of the file.
+    """
+    lines = itertools.chain(io.StringIO(text), [_END])
+    reader = csv.reader(lines, delimiter=delimiter)
+    start = 1
+    for cells in reader:
+        if cells and cells[-1].endswith(_END):
+            if cells != [_END]:
+                raise ValueError(
+                    f"{path}, line {start}: a quotation mark opens a cell and none "
+                    "closes it; close it, or write a quotation mark in a cell twice "
+                    "and put the cell in quotation marks"
+                )
+            return
+        if cells:
+            yield reader.line_num, cells
+        start = reader.line_num + 1
 
 
 def _is_missing(text: str | None) -> bool:

@@ -240,6 +240,27 @@ def test_numbers_of_a_csv(tmp_path):
     assert csv_values(path, "text\tn\na, b\t1\n", "n") == [1]
 
 
+def test_lines_and_quotes_of_a_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    long = "x" * 200_000
+    assert csv_values(path, f"text,n\n{long},1\n", "text") == [long]
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes('\nn,text\n1,"a\nb"\n\n2\n'.replace("\n", end).encode())
+        table = read_table(path)
+        assert [row.values.get("text") for row in table.rows] == ["a\nb", None]
+        assert [row.where for row in table.rows] == [
+            f"{path}, line {line}" for line in (4, 6)
+        ]
+    assert csv_values(path, 'text,n\n5" nails,1\n"a""b",2', "text") == [
+        '5" nails',
+        'a"b',
+    ]
+    for text, line in (('text,n\na,1\n"b\nc",2\n"d,3\ne,4\n', 5), ('text,"n\na,1', 1)):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"a\.csv, line {line}: a quotation mark"):
+            read_table(path)
+
+
 def test_columns_of_one_name(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label,label\na,1,2\n")
