@@ -158,14 +158,16 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         records = list(_csv_records(path, text, delimiter))
     finally:
         csv.field_size_limit(limit)
-    names = records[0][1] if records else []
+    names = [name.strip() for name in records[0][1]] if records else []
     _check_distinct(names, str(path))
     rows = []
     for line, cells in records[1:]:
         where = f"{path}, line {line}"
         if len(cells) > len(names):
             raise ValueError(f"{where}: more cells than the header has columns")
-        rows.append((dict(zip(names, cells, strict=False)), where))
+        # A column without a name is an index that pandas wrote, or an empty one.
+        named = {k: v for k, v in zip(names, cells, strict=False) if k}
+        rows.append((named, where))
     numeric = {
         name
         for name in names
@@ -187,7 +189,7 @@ def _csv_records(
             the rest of the file.
     """
     lines = itertools.chain(io.StringIO(text), [_END])
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     start = 1
     for cells in reader:
         if cells and cells[-1].endswith(_END):

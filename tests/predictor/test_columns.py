@@ -255,6 +255,8 @@ def test_lines_and_quotes_of_a_csv(tmp_path):
         '5" nails',
         'a"b',
     ]
+    spaced = 'text, label\n"a, b", 1\nc, "d, e"\n'
+    assert csv_values(path, spaced, "label") == ["1", "d, e"]
     for text, line in (('text,n\na,1\n"b\nc",2\n"d,3\ne,4\n', 5), ('text,"n\na,1', 1)):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"a\.csv, line {line}: a quotation mark"):
@@ -268,6 +270,11 @@ def test_columns_of_one_name(tmp_path):
         read_table(path)
     path.write_text("text,label,,\na,1,,\n")
     assert dict(read_table(path).rows[0].values) == {"text": "a", "label": 1}
+    path.write_text(",text,split\n17,a,train\n3,b,test\n")
+    assert read_table(path).columns() == ("text", "split")
+    path.write_text('text, "label" , label\na,1,2\n')
+    with pytest.raises(ValueError, match="several columns called 'label'"):
+        read_table(path)
 
     class Frame:
         columns = ("text", "label", "label")
