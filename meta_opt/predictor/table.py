@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,7 +36,8 @@ _CODE = re.compile(r"0\d+")
 """Digits that are not a number, such as a postal code, whose leading 0 would be lost.
 """
 _MISSING = ("na", "n/a", "nan", "null", "none")
-"""Spellings of a missing number in files of common programs."""
+"""Spellings of a missing number or boolean in files of common programs."""
+_TRUTH = {"true": True, "false": False}
 _END = "\0"
 """Line that is appended to a CSV file, to see whether the last cell is closed; text
 files with this character are refused."""
@@ -168,15 +169,20 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         # A column without a name is an index that pandas wrote, or an empty one.
         named = {k: v for k, v in zip(names, cells, strict=False) if k}
         rows.append((named, where))
-    numeric = {
-        name
-        for name in names
-        if (cells := [x[name] for x, _ in rows if not _is_missing(x.get(name))])
-        and all(map(is_number, cells))
-    }
+    readers = {name: _reader_of([x.get(name) for x, _ in rows]) for name in names}
     for values, where in rows:
-        parsed = {k: _number(v) if k in numeric else v for k, v in values.items()}
+        parsed = {k: readers[k](cell) for k, cell in values.items()}
         yield Row(_cleaned(parsed, where), where)
+
+
+def _reader_of(cells: Sequence[str | None]) -> Callable[[str], Any]:
+    """Returns what converts the cells of a column to numbers, booleans or texts."""
+    given = [x for x in cells if x is not None and not _is_missing(x)]
+    if given and all(map(is_number, given)):
+        return _number
+    if given and all(x.strip().casefold() in _TRUTH for x in given):
+        return lambda cell: _TRUTH.get(cell.strip().casefold())
+    return str
 
 
 def _csv_records(
@@ -205,14 +211,14 @@ def _csv_records(
         start = reader.line_num + 1
 
 
-def _is_missing(text: str | None) -> bool:
-    return text is None or not text.strip() or text.strip().casefold() in _MISSING
+def _is_missing(cell: str) -> bool:
+    return not cell.strip() or cell.strip().casefold() in _MISSING
 
 
-def _number(text: str | None) -> int | float | None:
-    if text is None or _is_missing(text):
+def _number(cell: str) -> int | float | None:
+    if _is_missing(cell):
         return None
-    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else float(text)
+    return int(cell) if re.fullmatch(r"[+-]?\d+", cell.strip()) else float(cell)
 
 
 def _check_distinct(names: Sequence[str], where: str) -> None:

@@ -240,6 +240,18 @@ def test_numbers_of_a_csv(tmp_path):
     assert csv_values(path, "text\tn\na, b\t1\n", "n") == [1]
 
 
+def test_booleans_of_a_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    values = csv_values(path, "text,y\na,True\nb,FALSE\nc,NA\nd,\n", "y")
+    assert values == [True, False, None, None]
+    assert csv_values(path, "text,y\na,true\nb,yes\n", "y") == ["true", "yes"]
+    data = rows(text=lambda i: f"day {i}", y=lambda i: i % 2 == 0)
+    path.write_text("text,y\n" + "".join(f"{x['text']},{x['y']}\n" for x in data))
+    table = read_table(path)
+    assert [dict(row.values) for row in table.rows] == data
+    assert find_columns(table)[0].labels == "truth"
+
+
 def test_lines_and_quotes_of_a_csv(tmp_path):
     path = tmp_path / "a.csv"
     long = "x" * 200_000
