@@ -312,7 +312,7 @@ def _task_of(
     if kind == "truth":
         return "classify", "truth", f"{about}: two classes"
     if kind in ("integer", "number"):
-        whole = all(float(x).is_integer() for x in values)
+        whole = all(isinstance(x, int) or x.is_integer() for x in values)
         few = distinct <= _MAX_INTEGER_CLASSES and 2 * distinct <= len(values)
         if whole and (named or (few and name.casefold() not in ("score", "rating"))):
             return "classify", "integer", f"{about}: classes"

@@ -186,6 +186,32 @@ def test_pictures_beside_a_number_and_no_target(pictures):
 
 
 @pytest.mark.parametrize(
+    "value, message",
+    [
+        (float("inf"), "'price', inf, is not finite in 32 bits"),
+        (-1e39, r"'price', -1e\+39, is not finite in 32 bits"),
+        (10**400, "'price', 10{59}, is not finite in 32 bits"),
+        ("high", "'price' must be a number, not 'high'; correct it or leave it empty"),
+        (["1"], r"'price' must be a number, not \['1'\]"),
+        (True, "'price' must be a number, not True"),
+    ],
+    ids=("infinite", "beyond 32 bits", "huge", "word", "list", "boolean"),
+)
+def test_scores_that_are_no_finite_numbers_are_named(value, message):
+    data = rows(text=lambda i: f"day {i}", price=lambda i: i / 7)
+    columns = columns_of(data, "price")
+    other = read_table([*data[:2], {**data[2], "price": value}], "test")
+    with pytest.raises(ValueError, match=rf"^test, row 3: the target {message}"):
+        to_samples(other, columns)
+    assert len(to_samples(other, columns, target=False).samples) == 3
+    texts = read_table([{"text": "a", "price": " 1.5"}, {"text": "b", "price": 2}])
+    found = to_samples(texts, columns).samples
+    assert [x.fields.score for x in found] == [1.5, 2.0]
+    if not isinstance(value, str | list | bool):
+        assert columns_of([*data, {**data[2], "price": value}], "price").kind == "score"
+
+
+@pytest.mark.parametrize(
     "names",
     [("train", "validation", "test"), ("Train", "val", "TEST"), ("training", "dev", 0)],
 )
