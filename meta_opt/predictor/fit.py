@@ -23,7 +23,12 @@ from meta_opt.predictor.predictor import FILE, Predictor
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import to_samples
-from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
+from meta_opt.predictor.splits import (
+    check_enough,
+    hold_out,
+    trained_columns,
+    without_unknown,
+)
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.predictor.vision_text_fit import fit_vision_text
 from meta_opt.types import from_config
@@ -223,6 +228,7 @@ def prepare(
         functools.partial(from_config, Columns),
     )
     parts, found = _split_samples(tables, columns, record)
+    columns = trained_columns(columns, parts["train"])
     call = dataclasses.replace(call, record=record)
     fitting = Fitting(parts, columns, table.name, arguments["seed"], call)
     return fitting, [*decisions, *found]
@@ -267,7 +273,8 @@ def _split_samples(
         check_enough(converted.samples, columns.kind, table.name)
         parts, found = hold_out(converted.samples, columns.kind, given)
         decisions += found
-        parts, found = without_unknown(parts, columns.kind, columns.modalities)
+        modalities = trained_columns(columns, parts["train"]).modalities
+        parts, found = without_unknown(parts, columns.kind, modalities)
         if not parts["validation"]:
             why = "; ".join(x.reason for x in found if x.name.startswith("validation"))
             raise ValueError(f"no validation sample is left: {why}")

@@ -1,11 +1,13 @@
 """Held-out samples: given by the user, or a fraction of each class chosen by hash."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.data.splits import unit_hash
+from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
 
 LEAST = 10
@@ -140,6 +142,17 @@ def _held_out_keys(
     return found
 
 
+def trained_columns(columns: Columns, train: Sequence[Sample]) -> Columns:
+    """Returns the columns without the modalities that no training sample has."""
+    there = {m for sample in train for m in sample.media}
+    reads = any(sample.fields.reads for sample in train)
+    return dataclasses.replace(
+        columns,
+        media={m: name for m, name in columns.media.items() if m in there},
+        text=columns.text if reads else (),
+    )
+
+
 def without_unknown(
     parts: Mapping[str, Sequence[Sample]], kind: str, modalities: Sequence[str]
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
@@ -161,10 +174,9 @@ def without_unknown(
         unknown: collections.Counter[str] = collections.Counter()
         blind: collections.Counter[str] = collections.Counter()
         for sample in parts[split]:
-            blind.update(m for m in sample.media if m not in modalities)
-            seen = any(m in modalities for m in sample.media) or (
-                "text" in modalities and bool(sample.fields.reads)
-            )
+            has = [*sample.media, *(("text",) if sample.fields.reads else ())]
+            blind.update(m for m in has if m not in modalities)
+            seen = any(m in modalities for m in has)
             if kind == "classify" and sample.fields.label not in known:
                 unknown[str(sample.fields.label)] += 1
             elif seen:

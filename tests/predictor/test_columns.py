@@ -9,7 +9,10 @@ from PIL import Image
 
 from meta_opt.data.samples import KINDS
 from meta_opt.predictor.columns import find_columns
+from meta_opt.predictor.fit import prepare
+from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import METRICS
+from meta_opt.predictor.presets import find_preset
 from meta_opt.predictor.rows import class_name, class_value, to_samples
 from meta_opt.predictor.snapshots import Snapshots, greedy_soup
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
@@ -437,6 +440,26 @@ def test_what_training_does_not_have_is_left_out_and_said():
     assert len(parts["validation"]) == 4 and len(parts["test"]) == 2
     (one,) = decisions
     assert (one.name, one.value) == ("validation_left_out", 2) and "'z'" in one.reason
+
+
+def test_a_modality_of_held_out_samples_alone_is_not_read(pictures):
+    data = rows(
+        40,
+        text=lambda i: f"day {i}",
+        label=lambda i: i % 2,
+        split=lambda i: ("train", "validation")[i % 4 == 3],
+        photo=lambda i: pictures[i % 4] if i % 4 == 3 else None,
+    )
+    # Without its photo, this sample has nothing that the model reads.
+    data[3]["text"] = None
+    given = {"data": data, "validation": None, "test": None}
+    call = FitCall(find_preset("fast"))
+    fitting, decisions = prepare(given, {"target": None, "seed": 0}, call)
+    assert fitting.columns.modalities == ("text",)
+    assert len(fitting.parts["train"]) == 30
+    assert len(fitting.parts["validation"]) == 9
+    (found,) = [d for d in decisions if d.name == "validation_not_read"]
+    assert found.value == ["image"] and "image of 10 samples: ignored" in found.reason
 
 
 @pytest.mark.parametrize(
