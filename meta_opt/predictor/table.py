@@ -125,7 +125,7 @@ def _from_path(name: str) -> Table:
         read = _jsonl_rows if ending in _JSONL else _csv_rows
         return Table(list(read(path)), path.parent, name)
     if path.is_dir() and not any(path.glob("*.tar")):
-        return Table(list(_folder_rows(path)), Path(), name)
+        return Table(list(_folder_rows(path)), path, name)
     if path.is_dir() or name.lower().endswith((".tar", *COMPRESSED)):
         return Table(list(_tar_rows(name)), Path(), name)
     if not path.exists() and not is_path(name):
@@ -235,11 +235,14 @@ def _check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
-    """Yields the files of sub-folders, with the name of the sub-folder as class."""
+    """Yields the files of sub-folders, with the name of the sub-folder as class.
+
+    Their paths are relative to ``path``, since a hash of them decides on the splits.
+    """
     subs = class_folders(path)
     if not subs:
         for file, kind in _media_files(path):
-            yield Row({kind: str(file)}, str(file))
+            yield Row({kind: str(file.relative_to(path))}, str(file))
         return
     splits = {p: named_split(p.name) for p in subs}
     divided = all(splits.values()) and all(map(class_folders, subs))
@@ -253,7 +256,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
                     folder,
                 )
             for file, kind in files:
-                values = {kind: str(file), "label": folder.name}
+                values = {kind: str(file.relative_to(path)), "label": folder.name}
                 values |= {"split": str(splits[sub])} if divided else {}
                 yield Row(values, str(file))
 

@@ -396,6 +396,29 @@ def test_folders_of_classes_and_of_splits(tmp_path, caplog):
     ]
 
 
+def test_a_folder_holds_out_the_same_files_from_anywhere(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    for i in range(20):
+        file = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(file)
+
+    def samples(path):
+        table = read_table(path)
+        found = to_samples(table, find_columns(table)[0]).samples
+        assert all(x.media["image"].exists() for x in found)
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    keys = [x.key for x in samples("set")]
+    assert keys[0] == "cat/0.png"
+    assert [x.key for x in samples(folder)] == keys
+    monkeypatch.chdir(folder / "cat")
+    assert [x.key for x in samples("..")] == keys
+    folder.rename(tmp_path / "moved")
+    assert [x.key for x in samples(tmp_path / "moved")] == keys
+
+
 def samples_of(labels, **more):
     data = [{"text": f"sample {i}", "label": x, **more} for i, x in enumerate(labels)]
     table = read_table(data)
