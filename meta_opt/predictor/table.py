@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from meta_opt.data.sources.class_folders import class_folders, visible_files
-from meta_opt.data.sources.jsonl_samples import is_path, read_samples
+from meta_opt.data.sources.jsonl_samples import read_samples
 from meta_opt.data.sources.sample_schema import Media
 from meta_opt.data.sources.webdataset import COMPRESSED, MEDIA_ENDINGS
 from meta_opt.data.splits import named_split
@@ -128,7 +128,7 @@ def _from_path(name: str) -> Table:
         return Table(list(_folder_rows(path)), path, name)
     if path.is_dir() or name.lower().endswith((".tar", *COMPRESSED)):
         return Table(list(_tar_rows(name)), Path(), name)
-    if not path.exists() and not is_path(name):
+    if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {name}")
     raise ValueError(
         f"{name} is not JSONL ({', '.join(_JSONL)}), CSV ({', '.join(_CSV)}), a folder "

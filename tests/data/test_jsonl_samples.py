@@ -188,8 +188,11 @@ def test_lines_are_named(tmp_path):
         read_samples(path)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.jsonl"):
         read_samples(tmp_path / "none.jsonl")
+    for name in ("nowhere", "nowhere.tar", "nowhere*.tar"):
+        with pytest.raises(FileNotFoundError, match=r"no file or folder .*nowhere"):
+            read_samples(tmp_path / name)
     with pytest.raises(ValueError, match="is not a JSONL file, a tar file or a folder"):
-        read_samples(tmp_path / "nowhere")
+        read_samples(tmp_path)
 
 
 # Splits

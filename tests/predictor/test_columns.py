@@ -357,6 +357,9 @@ def test_forms_of_data_give_the_same_rows(tmp_path):
         read_table(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError, match="no file"):
         read_table("nowhere.jsonl")
+    for name in ("shared/nowhere", "nowhere", "shared/nowhere.tar", "nowhere.tsv.gz"):
+        with pytest.raises(FileNotFoundError, match=f"no file or folder {name}"):
+            read_table(name)
     with pytest.raises(ValueError, match="of type int"):
         read_table(3)
 

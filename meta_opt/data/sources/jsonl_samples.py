@@ -47,7 +47,7 @@ def read_samples(path: str | os.PathLike) -> list[Sample]:
     Raises:
         ValueError: an unsupported path, an invalid line or sample (the message names
             it), or no sample at all.
-        FileNotFoundError: the JSONL file does not exist.
+        FileNotFoundError: the file or folder does not exist, or no file matches.
 
     Example:
         >>> import tempfile
@@ -135,6 +135,8 @@ def _tar_files(pattern: str) -> Sequence[Path]:
     else:
         tars = _expand(pattern)
     if not tars:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {pattern}")
         raise ValueError(
             f"{path} is not a JSONL file, a tar file or a folder of tar files"
         )
