@@ -122,6 +122,18 @@ def test_the_plan_is_what_is_done(predictor, samples, root):
     assert f"trained parameters: {sum(sizes):,} of" in str(outline)
 
 
+def test_an_image_that_is_too_large_is_left_out_of_the_sizes(root, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    # The header of a PPM file, whatever the file is called.
+    large = b"P6 40000 40000 255\n"
+    (tmp_path / "pictures" / "red" / "large.png").write_bytes(large)
+    outline = meta_opt.plan(
+        tmp_path / "pictures", preset=SMALL, encoders=NAMES, data_dir=root
+    )
+    (found,) = [x for x in outline.decisions if x.name == "image_size"]
+    assert "have a median of 24 pixels" in found.reason
+
+
 def test_a_plan_for_other_devices(samples, root):
     def planned(devices):
         return meta_opt.plan(
