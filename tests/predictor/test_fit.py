@@ -347,6 +347,11 @@ def test_many_files_that_cannot_be_read_are_an_error(root, tmp_path):
     ) as e:
         fit(tmp_path / "pictures", root)
     assert "\n" not in str(e.value)
+    # One file of many samples counts for each of them.
+    rows = [{"photo": str(f), "label": colour} for f, colour in files[1::2]]
+    rows += [{"photo": str(files[0][0]), "label": "red"}] * 6
+    with pytest.raises(ValueError, match=r"more than 20% of 24 samples .*00\.png \("):
+        fit(rows, root)
 
 
 @pytest.mark.slow
