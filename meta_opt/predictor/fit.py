@@ -84,7 +84,7 @@ def fit(
             `meta_opt.predictor.presets`.
         encoders: names of `meta_opt.models.encoders` by modality, instead of the
             default ones.
-        time_limit: seconds for the whole call; None for no limit.
+        time_limit: seconds for the whole call; None or infinity for no limit.
         devices: maximum number of devices; None for all accelerators, or one CPU.
             Batches are divided over them and, with ``model``, the parameters are
             sharded too. Several processes use all of their devices.
@@ -92,14 +92,15 @@ def fit(
             interruption the same call resumes and returns the same predictor as an
             uninterrupted call; ``time_limit`` restarts. If the call had finished, its
             predictor is loaded.
-        seed: random seed of initialisation and data order.
+        seed: random seed of initialisation and data order, from 0.
         data_dir: folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or ``data``
             if that is not set.
         progress: whether to show progress bars on a terminal.
 
     Raises:
-        ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
-            of a call with other arguments or data; the message names the problem.
+        ValueError: unsuitable data, a time limit that is too short, a negative seed, or
+            a ``workdir`` of a call with other arguments or data; the message names the
+            problem.
         TypeError: a target that is not a string, a time limit or seed that is not a
             number.
         FileNotFoundError: a file that does not exist.
@@ -191,7 +192,8 @@ def prepare(
         The input of a fit, and the decisions.
 
     Raises:
-        ValueError: unsuitable data, or a folder that belongs to another call.
+        ValueError: unsuitable data, a negative seed, or a folder that belongs to
+            another call.
         TypeError: a target that is not a string, or a seed that is not an integer.
         FileNotFoundError: a file that does not exist.
     """
@@ -203,6 +205,8 @@ def prepare(
         )
     if not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} must be an integer")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} must be from 0 to 2**63 - 1")
     tables = {
         name: read_table(data, name)
         for name, data in given.items()

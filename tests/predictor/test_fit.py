@@ -294,6 +294,7 @@ ARGUMENTS = [
     ({"target": ["label"]}, TypeError, r"target=\['label'\] of type list"),
     ({"time_limit": "10m"}, TypeError, "time_limit='10m' must be a number"),
     ({"seed": "a"}, TypeError, "seed='a' must be an integer"),
+    ({"seed": -1}, ValueError, r"seed=-1 must be from 0 to 2\*\*63 - 1"),
     ({"data": None}, ValueError, "data of type NoneType must be a path"),
 ]
 
