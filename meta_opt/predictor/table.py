@@ -308,24 +308,35 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{type(value).__name__}; write images, audio and video to files "
                 "and give their paths, and decode texts"
             )
-        missing = value is None or (isinstance(value, float) and math.isnan(value))
-        if missing or (isinstance(value, str) and not value.strip()):
-            continue
-        if isinstance(value, list) and not value:
+        if isinstance(value, list | tuple) and not isinstance(value, Media):
+            value = [x for x in value if not _is_absent(x)]
+        if _is_absent(value):
             continue
         if not isinstance(value, str | bool | int | float | list | Media):
-            # Missing values of pandas' extension types.
-            if type(value).__name__ in ("NAType", "NaTType"):
-                continue
             value = str(value)
         found[str(name)] = value
     return found
+
+
+def _is_absent(value: Any) -> bool:
+    """Returns whether a value is missing, a blank text or an empty list."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list):
+        return not value
+    # Missing values of pandas' extension types.
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _is_content(value: Any) -> bool:
     """Returns whether a value is bytes, or an array or image of any library."""
     if isinstance(value, Mapping):
         return any(map(_is_content, value.values()))
+    if isinstance(value, list | tuple):
+        # NumPy's scalars are arrays, too.
+        return any(_is_content(x) for x in value if getattr(x, "ndim", 1) != 0)
     arrays = ("__array__", "__array_interface__")
     return isinstance(value, bytes | bytearray | memoryview) or any(
         hasattr(value, name) for name in arrays

@@ -241,7 +241,10 @@ class Picture:
 
 @pytest.mark.parametrize(
     "value",
-    [Picture(), np.zeros((8, 8)), b"PNG", {"bytes": b"PNG"}, Image.new("RGB", (2, 2))],
+    [
+        *(Picture(), np.zeros((8, 8)), b"PNG", Image.new("RGB", (2, 2))),
+        *({"bytes": b"PNG"}, [b"PNG", b"PNG"], (np.zeros(3),)),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_contents_are_no_text(value):
@@ -249,6 +252,18 @@ def test_contents_are_no_text(value):
     name = type(value).__name__
     with pytest.raises(ValueError, match=f"row 3: .* 'photo' .* of type {name}; write"):
         read_table(data)
+
+
+def test_lists_and_what_is_missing_in_them():
+    data = [
+        {"y": ("a", "b")},
+        {"y": ["a", None, " ", float("nan"), np.str_("b")]},
+        {"y": [None, ""]},
+        {"y": ()},
+        {"y": [2, np.float32(1)]},
+    ]
+    found = [row.values.get("y") for row in read_table(data).rows]
+    assert found == [["a", "b"], ["a", "b"], None, None, [2, 1]]
 
 
 def csv_values(path, text, name):
