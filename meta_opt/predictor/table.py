@@ -28,7 +28,7 @@ from meta_opt.text_files import read_jsonl, read_text
 _log = logging.getLogger(__name__)
 
 Data: TypeAlias = Any
-"""A path, a pandas DataFrame or a sequence of mappings."""
+"""A path, a DataFrame of pandas or Polars, or a sequence of mappings."""
 
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -103,7 +103,9 @@ def read_table(data: Data, name: str = "data") -> Table:
         table = _from_path(os.fspath(data))
     elif hasattr(data, "columns") and hasattr(data, "to_dict"):  # A DataFrame.
         _check_distinct(list(map(str, data.columns)), name)
-        table = _from_mappings(data.to_dict("records"), name)
+        polars = hasattr(data, "to_dicts")
+        rows = data.to_dicts() if polars else data.to_dict("records")
+        table = _from_mappings(rows, name)
     elif isinstance(data, Sequence) and all(isinstance(x, Mapping) for x in data):
         table = _from_mappings(data, name)
     else:

@@ -266,6 +266,19 @@ def test_lists_and_what_is_missing_in_them():
     assert found == [["a", "b"], ["a", "b"], None, None, [2, 1]]
 
 
+def test_a_frame_of_polars():
+    class Frame:  # What is used of Polars'.
+        columns = ("text", "label")
+
+        def to_dict(self, *, as_series=True):
+            raise AssertionError
+
+        def to_dicts(self):
+            return [{"text": "a", "label": None}]
+
+    assert dict(read_table(Frame()).rows[0].values) == {"text": "a"}
+
+
 def csv_values(path, text, name):
     path.write_text(text)
     return [row.values.get(name) for row in read_table(path).rows]
