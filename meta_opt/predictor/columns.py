@@ -19,7 +19,7 @@ from meta_opt.types import near_match
 TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
 """Column names that indicate the target, in order of precedence."""
 _CLASS_NAMES = ("label", "class", "category")
-_TEXT_NAMES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
+ALTERNATIVES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
 """Column names whose list values are alternative correct texts."""
 _MAX_INTEGER_CLASSES = 20
 """Maximum number of distinct integers that are interpreted as classes."""
@@ -336,7 +336,7 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
     # Alternative answers may coincide, but a list of classes has no duplicates.
     repeated = any(len(set(map(str, value))) < len(value) for value in values)
     if (
-        name.casefold() in _TEXT_NAMES
+        name.casefold() in ALTERNATIVES
         or repeated
         or _mean_words(texts) > _MAX_CATEGORY_WORDS
     ):

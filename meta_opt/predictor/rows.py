@@ -9,7 +9,7 @@ import numpy as np
 
 from meta_opt.data.sources.sample_schema import Fields, Media, Sample
 from meta_opt.data.splits import named_split
-from meta_opt.predictor.columns import Columns
+from meta_opt.predictor.columns import ALTERNATIVES, Columns
 from meta_opt.predictor.table import Row, Table, is_number
 
 _PLAIN = ("text", "prompt")
@@ -53,7 +53,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
             for modality, name in columns.media.items()
             if name in row.values
         }
-        text = row_text(row, columns.text)
+        text = row_text(row, columns)
         paired = bool(media and text) or columns.kind != "retrieve"
         if not (media or text) or (target and not paired):
             empty += 1
@@ -76,17 +76,32 @@ def _split(row: Row, columns: Columns) -> str | None:
     return named_split(row.values.get(columns.split, "")) if columns.split else None
 
 
-def row_text(row: Row, names: Sequence[str]) -> str:
-    """Returns the text of a row: one line per text column."""
+def row_text(row: Row, columns: Columns) -> str:
+    """Returns the text of a row: one line per text column.
+
+    Of a list of alternative texts the first one is read; other lists, such as of tags,
+    are joined.
+    """
     lines = []
-    for name in names:
+    for name in columns.text:
         if name not in row.values:
             continue
         value = row.values[name]
-        text = str(value[0] if isinstance(value, list) else value)
-        plain = len(names) == 1 or name in _PLAIN
+        if isinstance(value, list):
+            one = columns.kind == "retrieve" or name.casefold() in ALTERNATIVES
+            text = ", ".join(map(_written, value[:1] if one else value))
+        else:
+            text = _written(value)
+        plain = len(columns.text) == 1 or name in _PLAIN
         lines.append(text if plain else f"{name}: {text}")
     return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    # Tables with empty cells turn 1 into 1.0.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 def class_name(value: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from meta_opt.data.samples import KINDS
-from meta_opt.predictor.columns import find_columns
+from meta_opt.predictor.columns import Columns, find_columns
 from meta_opt.predictor.fit import prepare
 from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import METRICS
@@ -252,6 +252,19 @@ def test_contents_are_no_text(value):
     name = type(value).__name__
     with pytest.raises(ValueError, match=f"row 3: .* 'photo' .* of type {name}; write"):
         read_table(data)
+
+
+def test_a_row_is_read_the_same_from_any_table():
+    """A column of integers with a missing value has floats in a DataFrame."""
+    columns = Columns("score", {}, ("text", "size", "ratio", "tags"), "y")
+    table = read_table(
+        [
+            {"text": "a", "size": 3, "ratio": 0.5, "tags": ["red", 2.0], "y": 1},
+            {"text": ["a", "b"], "size": 3.0, "ratio": 0.5, "tags": "red, 2", "y": 1},
+        ]
+    )
+    first, second = (x.fields.reads for x in to_samples(table, columns).samples)
+    assert first == second == "a\nsize: 3\nratio: 0.5\ntags: red, 2"
 
 
 def test_lists_and_what_is_missing_in_them():
