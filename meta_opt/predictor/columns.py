@@ -359,7 +359,8 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
     """Raises ValueError if some numbers are written as text or in another format."""
     numbers = sum(map(is_number, values))
-    if 2 * numbers <= len(values):
+    # Also those with a decimal comma, as spreadsheets of some languages write them.
+    if 2 * sum(is_number(x.replace(",", ".")) for x in values) <= len(values):
         return
     other = [
         row

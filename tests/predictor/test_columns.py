@@ -122,6 +122,11 @@ MISTAKES = {
         "price",
         r"23 of 24 values of the target 'price' .* '1,5' \(data, row 4\) is not",
     ),
+    "numbers with a comma": (
+        rows(text=str, price=lambda i: f"{i},5"),
+        "price",
+        r"0 of 24 values of the target 'price' .* '0,5' \(data, row 1\) is not; write",
+    ),
     "numbers as texts": (
         rows(text=str, price=lambda i: str(i / 4)),
         "price",
