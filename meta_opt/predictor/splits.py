@@ -64,7 +64,8 @@ def hold_out(
         given: ``validation`` and ``test`` samples from separate files.
 
     Raises:
-        ValueError: no sample left to train on.
+        ValueError: no sample, or a single class, left to train on, or too few samples
+            to hold any out.
 
     >>> def sample(i):
     ...     from meta_opt.data.sources.sample_schema import Fields
@@ -106,16 +107,26 @@ def hold_out(
     reasons["train"] = f"{len(parts['train'])} samples"
     if not parts["train"]:
         raise ValueError("no sample is left to train on; give some the split `train`")
-    if not parts["validation"]:
+    if kind == "classify" and len(set(names := _labels(parts["train"]))) < 2:
         raise ValueError(
-            f"{len(free)} samples are too few to hold any out for validation; give "
-            "more, or validation=..."
+            f"all {len(names)} samples to train on are of the class {names[0]!r}; give "
+            "some of other classes the split `train`"
+        )
+    if not parts["validation"]:
+        distinct = len({sample.key for sample in free})
+        raise ValueError(
+            f"{len(free)} samples with {distinct} different files or texts are too few "
+            "to hold any out for validation; give more, or validation=..."
         )
     decisions = [
         Decision(f"{split}_samples", len(part), reasons.get(split, "none"))
         for split, part in parts.items()
     ]
     return parts, decisions
+
+
+def _labels(samples: Sequence[Sample]) -> list[str | None]:
+    return [sample.fields.label for sample in samples]
 
 
 def _held_out_keys(

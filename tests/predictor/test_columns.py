@@ -502,6 +502,26 @@ def test_given_splits_are_kept():
     }
 
 
+def test_splits_that_leave_one_class_to_train_on_are_an_error():
+    data = rows(
+        text=lambda i: f"day {i}",
+        label=lambda i: "ab"[i % 2],
+        split=lambda i: ("train", "test")[i % 2],
+    )
+    table = read_table(data)
+    samples = to_samples(table, find_columns(table)[0]).samples
+    with pytest.raises(ValueError, match="samples to train on are of the class 'a'"):
+        hold_out(samples, "classify", {})
+
+
+def test_copies_are_not_held_out_from_each_other():
+    data = rows(24, text=lambda i: f"day {i % 2}", label=lambda i: i % 2)
+    table = read_table(data)
+    samples = to_samples(table, find_columns(table)[0]).samples
+    with pytest.raises(ValueError, match="24 samples with 2 different files or texts"):
+        hold_out(samples, "classify", {})
+
+
 def test_what_training_does_not_have_is_left_out_and_said():
     train, others = samples_of(["a", "b"] * 10), samples_of(["a", "b", "z"] * 2)
     parts, decisions = without_unknown(
