@@ -219,8 +219,8 @@ def _target_column(
     if target is not None:
         if target not in values:
             raise ValueError(
-                f"{table.name} has no column {target!r}{near_match(target, values)} "
-                f"(columns: {', '.join(values)})"
+                f"{table.name} has no column {target!r} with values"
+                f"{near_match(target, values)} (columns: {', '.join(values)})"
             )
         if target not in left:
             raise ValueError(

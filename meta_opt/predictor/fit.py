@@ -295,6 +295,6 @@ def _split_samples(
 def _check_target(table: Table, columns: Columns) -> None:
     if columns.target and columns.target not in table.columns():
         raise ValueError(
-            f"{table.name} has no column {columns.target!r}, the target (columns: "
-            f"{', '.join(table.columns())})"
+            f"{table.name} has no column {columns.target!r}, the target, with values "
+            f"(columns: {', '.join(table.columns())})"
         )

@@ -271,8 +271,8 @@ class Predictor:
             )
         if target and self.columns.target and self.columns.target not in names:
             raise ValueError(
-                f"{table.name} has no column {self.columns.target!r}, the target "
-                f"(columns: {', '.join(names)})"
+                f"{table.name} has no column {self.columns.target!r}, the target, with "
+                f"values (columns: {', '.join(names)})"
             )
 
 

@@ -92,6 +92,11 @@ def test_a_target_without_a_known_name_is_the_only_one_of_few_values():
 MISTAKES = {
     "no target": (rows(text=lambda i: f"day {i}"), None, "no target"),
     "no such column": (rows(text=str, y=str), "z", "no column 'z'"),
+    "no values": (
+        rows(text=str, label=lambda i: None),
+        "label",
+        r"no column 'label' with values \(columns: text\)",
+    ),
     "two kinds": (
         rows(text=str, label=lambda i: 7 if i == 4 else WORDS[i % 3]),
         None,
