@@ -317,6 +317,12 @@ def test_a_folder_of_the_users_learns_pairs(tmp_path):
     nearest = found.predict(pairs)
     np.testing.assert_array_equal(nearest, (image @ text.T).argmax(axis=1))
     assert found.evaluate(pairs)["examples"] == 40
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()[:3]]
+    rows = [{**row, "image": str(pairs.parent / row["image"])} for row in lines]
+    (text_alone := dict(rows[1])).pop("image")
+    answers = found.predict([rows[0], text_alone, rows[2]])
+    assert answers[1] == -1 and -1 not in answers[[0, 2]]
+    assert not found.embed([rows[0], text_alone])[0][1].any()
     found.save(tmp_path / "saved")
     loaded = meta_opt.Predictor.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.embed(pairs)[0], image, atol=1e-5)
