@@ -290,6 +290,27 @@ def test_only_rows_with_a_text_are_retrieved(tmp_path):
         predictor.predict([{"photo": "1.png"}])
 
 
+class Scores:
+    """Scores of any samples."""
+
+    def outputs(self, samples, what):
+        return np.zeros(len(samples))
+
+
+def test_columns_of_other_samples(caplog):
+    columns = Columns("score", {}, ("title", "body"), "price")
+    predictor = meta_opt.Predictor(Scores(), columns, (), [], None)
+    rows = [{"more": 1, "body": "new", "title": "a lamp"}, {"body": "old"}]
+    assert predictor.predict(rows).tolist() == [0, 0] and not caplog.messages
+    assert predictor.predict([{"Title": "a lamp", "body": "new"}]).tolist() == [0]
+    assert caplog.messages == [
+        "samples has no values in 'title', which the model also reads "
+        "(columns: Title, body)"
+    ]
+    with pytest.raises(ValueError, match="samples has the columns more; the model"):
+        predictor.predict([{"more": 1}])
+
+
 ARGUMENTS = [
     ({"target": ["label"]}, TypeError, r"target=\['label'\] of type list"),
     ({"time_limit": "10m"}, TypeError, "time_limit='10m' must be a number"),
