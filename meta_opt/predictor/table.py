@@ -271,7 +271,8 @@ def _media_files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _tar_rows(pattern: str) -> Iterator[Row]:
-    for sample in read_samples(pattern):
+    # Targets are checked later, and not needed for predictions.
+    for sample in read_samples(pattern, asked=False):
         fields = sample.fields
         values: dict[str, Any] = {**sample.media, "prompt": fields.prompt or None}
         for key in ("text", "target"):
