@@ -153,7 +153,7 @@ class Predictor:
             left out (``left_out``).
 
         Raises:
-            ValueError: no sample can be evaluated.
+            ValueError: no sample can be evaluated, or a score is not a finite number.
         """
         table = read_table(data)
         self._check_columns(table, target=True)
