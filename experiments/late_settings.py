@@ -55,7 +55,7 @@ def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
         settings: settings that `split_late` returned.
 
     Raises:
-        ValueError: an unknown setting.
+        ValueError: an unknown setting, or one in a setting that is not a section.
     """
     for key, value in settings.items():
         node: Any = config
@@ -64,6 +64,11 @@ def set_late(config: ConfigDict, settings: Mapping[str, Any]) -> None:
             if section not in node and not node.is_locked:
                 node[section] = {}
             node = _known(node, section, key, value)
+            if not isinstance(node, ConfigDict):
+                raise ValueError(
+                    f"--config.{key}={value}: {section!r} is a setting, {node!r}, and "
+                    "has no settings of its own"
+                )
         if node.is_locked:
             _known(node, name, key, value)
         with node.ignore_type():

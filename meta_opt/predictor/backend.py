@@ -250,7 +250,9 @@ class VisionTextBackend:
                 raise ValueError("a generative model has no embeddings")
             return np.asarray(self._answers(samples), dtype=object)
         texts = [sample.fields.reads for sample in samples]
-        images = [_opened(sample) for sample in samples]
+        # The caller ignores the vector of an image that a row does not have.
+        blank = Image.new("RGB", (8, 8))
+        images = [_opened(x) if "image" in x.media else blank for x in samples]
         return np.stack(self._model.embed(images, texts), axis=1)
 
     def evaluate(self, samples: Sequence[Sample], name: str) -> Evaluated:

@@ -19,7 +19,7 @@ from meta_opt.types import near_match
 TARGETS = ("label", "class", "category", "score", "rating", "target", "answer", "y")
 """Column names that indicate the target, in order of precedence."""
 _CLASS_NAMES = ("label", "class", "category")
-_TEXT_NAMES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
+ALTERNATIVES = ("caption", "captions", "answer", "answers", "text", "texts", "target")
 """Column names whose list values are alternative correct texts."""
 _MAX_INTEGER_CLASSES = 20
 """Maximum number of distinct integers that are interpreted as classes."""
@@ -219,8 +219,8 @@ def _target_column(
     if target is not None:
         if target not in values:
             raise ValueError(
-                f"{table.name} has no column {target!r}{near_match(target, values)} "
-                f"(columns: {', '.join(values)})"
+                f"{table.name} has no column {target!r} with values"
+                f"{near_match(target, values)} (columns: {', '.join(values)})"
             )
         if target not in left:
             raise ValueError(
@@ -312,7 +312,7 @@ def _task_of(
     if kind == "truth":
         return "classify", "truth", f"{about}: two classes"
     if kind in ("integer", "number"):
-        whole = all(float(x).is_integer() for x in values)
+        whole = all(isinstance(x, int) or x.is_integer() for x in values)
         few = distinct <= _MAX_INTEGER_CLASSES and 2 * distinct <= len(values)
         if whole and (named or (few and name.casefold() not in ("score", "rating"))):
             return "classify", "integer", f"{about}: classes"
@@ -336,7 +336,7 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
     # Alternative answers may coincide, but a list of classes has no duplicates.
     repeated = any(len(set(map(str, value))) < len(value) for value in values)
     if (
-        name.casefold() in _TEXT_NAMES
+        name.casefold() in ALTERNATIVES
         or repeated
         or _mean_words(texts) > _MAX_CATEGORY_WORDS
     ):
@@ -359,7 +359,8 @@ def _check_not_labels(table: Table, name: str, values: Sequence[list]) -> None:
 def _check_not_numbers(table: Table, name: str, values: Sequence[Any]) -> None:
     """Raises ValueError if some numbers are written as text or in another format."""
     numbers = sum(map(is_number, values))
-    if 2 * numbers <= len(values):
+    # Also those with a decimal comma, as spreadsheets of some languages write them.
+    if 2 * sum(is_number(x.replace(",", ".")) for x in values) <= len(values):
         return
     other = [
         row

@@ -23,7 +23,12 @@ from meta_opt.predictor.predictor import FILE, Predictor
 from meta_opt.predictor.presets import Preset, find_preset
 from meta_opt.predictor.record import Record
 from meta_opt.predictor.rows import to_samples
-from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
+from meta_opt.predictor.splits import (
+    check_enough,
+    hold_out,
+    trained_columns,
+    without_unknown,
+)
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.predictor.vision_text_fit import fit_vision_text
 from meta_opt.types import from_config
@@ -79,7 +84,7 @@ def fit(
             `meta_opt.predictor.presets`.
         encoders: names of `meta_opt.models.encoders` by modality, instead of the
             default ones.
-        time_limit: seconds for the whole call; None for no limit.
+        time_limit: seconds for the whole call; None or infinity for no limit.
         devices: maximum number of devices; None for all accelerators, or one CPU.
             Batches are divided over them and, with ``model``, the parameters are
             sharded too. Several processes use all of their devices.
@@ -87,14 +92,15 @@ def fit(
             interruption the same call resumes and returns the same predictor as an
             uninterrupted call; ``time_limit`` restarts. If the call had finished, its
             predictor is loaded.
-        seed: random seed of initialisation and data order.
+        seed: random seed of initialisation and data order, from 0.
         data_dir: folder of pretrained encoders; "" for $META_OPT_DATA_DIR, or ``data``
             if that is not set.
         progress: whether to show progress bars on a terminal.
 
     Raises:
-        ValueError: unsuitable data, a time limit that is too short, or a ``workdir``
-            of a call with other arguments or data; the message names the problem.
+        ValueError: unsuitable data, a time limit that is too short, a negative seed, or
+            a ``workdir`` of a call with other arguments or data; the message names the
+            problem.
         TypeError: a target that is not a string, a time limit or seed that is not a
             number.
         FileNotFoundError: a file that does not exist.
@@ -186,7 +192,8 @@ def prepare(
         The input of a fit, and the decisions.
 
     Raises:
-        ValueError: unsuitable data, or a folder that belongs to another call.
+        ValueError: unsuitable data, a negative seed, or a folder that belongs to
+            another call.
         TypeError: a target that is not a string, or a seed that is not an integer.
         FileNotFoundError: a file that does not exist.
     """
@@ -198,6 +205,8 @@ def prepare(
         )
     if not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} must be an integer")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} must be from 0 to 2**63 - 1")
     tables = {
         name: read_table(data, name)
         for name, data in given.items()
@@ -223,6 +232,7 @@ def prepare(
         functools.partial(from_config, Columns),
     )
     parts, found = _split_samples(tables, columns, record)
+    columns = trained_columns(columns, parts["train"])
     call = dataclasses.replace(call, record=record)
     fitting = Fitting(parts, columns, table.name, arguments["seed"], call)
     return fitting, [*decisions, *found]
@@ -267,7 +277,8 @@ def _split_samples(
         check_enough(converted.samples, columns.kind, table.name)
         parts, found = hold_out(converted.samples, columns.kind, given)
         decisions += found
-        parts, found = without_unknown(parts, columns.kind, columns.modalities)
+        modalities = trained_columns(columns, parts["train"]).modalities
+        parts, found = without_unknown(parts, columns.kind, modalities)
         if not parts["validation"]:
             why = "; ".join(x.reason for x in found if x.name.startswith("validation"))
             raise ValueError(f"no validation sample is left: {why}")
@@ -284,6 +295,6 @@ def _split_samples(
 def _check_target(table: Table, columns: Columns) -> None:
     if columns.target and columns.target not in table.columns():
         raise ValueError(
-            f"{table.name} has no column {columns.target!r}, the target (columns: "
-            f"{', '.join(table.columns())})"
+            f"{table.name} has no column {columns.target!r}, the target, with values "
+            f"(columns: {', '.join(table.columns())})"
         )

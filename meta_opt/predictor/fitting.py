@@ -1,6 +1,7 @@
 """The input of a fit: samples, columns, limits and the record of the call."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,15 @@ class Clock:
     decisions; every process must make the same calls.
 
     Args:
-        limit: time limit in seconds from now; None for no limit.
+        limit: time limit in seconds from now; None or infinity for no limit.
+
+    Attributes:
+        limit: time limit in seconds; None for no limit.
     """
 
     def __init__(self, limit: float | None = None) -> None:
-        self._started, self.limit = time.perf_counter(), limit
+        self._started = time.perf_counter()
+        self.limit = None if limit == math.inf else limit
 
     def spent(self) -> float:
         """Returns the seconds since the start."""

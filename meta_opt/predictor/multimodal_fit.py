@@ -141,7 +141,8 @@ def _load(
     parts, columns, name = fitting.parts, fitting.columns, fitting.name
     names = class_names_of(parts["train"])
     total = sum(map(len, parts.values()))
-    unreadable = Unreadable(int(_MAX_UNREADABLE * total))
+    most = int(_MAX_UNREADABLE * total)
+    unreadable = Unreadable(most)
     try:
         loaded = {
             split: load_samples(
@@ -149,16 +150,19 @@ def _load(
             )
             for split, part in parts.items()
         }
+        # Several samples may have the same file.
+        count = total - sum(len(part.kept) for part in loaded.values())
     except UnreadableFilesError:
-        first, reason = next(iter(unreadable.reasons.items()))
+        count = total
+    first, reason = next(iter(unreadable.reasons.items()), ("", ""))
+    if count > most:
         raise ValueError(
             f"{name}: more than {_MAX_UNREADABLE:.0%} of {total} samples have a file "
             f"that cannot be read, such as {first} ({reason})"
-        ) from None
+        )
     check_alike({k: len(part.kept) for k, part in loaded.items()}, "readable files")
     decisions = []
-    if count := len(unreadable.reasons):
-        first, reason = next(iter(unreadable.reasons.items()))
+    if count:
         about = (
             f"of {total} samples, such as {first} ({reason}); at most "
             f"{_MAX_UNREADABLE:.0%} may be unreadable"

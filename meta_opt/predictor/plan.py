@@ -14,7 +14,7 @@ from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.audio_files import read_clip
 from meta_opt.data.preprocessing.folder_tokenizer import FolderTokenizer
-from meta_opt.data.preprocessing.images import size_of
+from meta_opt.data.preprocessing.images import TooManyPixelsError, size_of
 from meta_opt.data.preprocessing.tokenizer import load_tokenizer
 from meta_opt.data.preprocessing.whisper_mel import RATE
 from meta_opt.data.sources.sample_schema import Media, Sample
@@ -300,7 +300,7 @@ def _image_size(
     for one in _spread(media):
         try:
             sides.append(max(size_of(one.read())))
-        except OSError:  # Counted when all samples are read.
+        except (OSError, TooManyPixelsError):  # Counted when all samples are read.
             continue
     median = statistics.median(sides) if sides else preset.image_size
     memory = math.floor(math.sqrt(_IMAGE_BYTES / (3 * max(count, 1))))

@@ -1,6 +1,7 @@
 """A trained model with everything needed to predict from a user's samples."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from meta_opt.predictor.rows import class_value, to_samples
 from meta_opt.predictor.table import Data, Table, read_table
 from meta_opt.text_files import read_versioned, write_json
 from meta_opt.types import check_name, from_config
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 FILE = "predictor.json"
@@ -150,7 +153,7 @@ class Predictor:
             left out (``left_out``).
 
         Raises:
-            ValueError: no sample can be evaluated.
+            ValueError: no sample can be evaluated, or a score is not a finite number.
         """
         table = read_table(data)
         self._check_columns(table, target=True)
@@ -267,10 +270,18 @@ class Predictor:
                 f"{table.name} has the columns {', '.join(names)}; the model reads "
                 f"{_listed(self.columns)}"
             )
+        if missing := [name for name in needed if name not in names]:
+            # Samples may lack a file or a text, but the name may also be misspelt.
+            _log.warning(
+                "%s has no values in %s, which the model also reads (columns: %s)",
+                table.name,
+                ", ".join(map(repr, missing)),
+                ", ".join(names),
+            )
         if target and self.columns.target and self.columns.target not in names:
             raise ValueError(
-                f"{table.name} has no column {self.columns.target!r}, the target "
-                f"(columns: {', '.join(names)})"
+                f"{table.name} has no column {self.columns.target!r}, the target, with "
+                f"values (columns: {', '.join(names)})"
             )
 
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from meta_opt.data.sources.sample_schema import Fields, Media, Sample
 from meta_opt.data.splits import named_split
-from meta_opt.predictor.columns import Columns
-from meta_opt.predictor.table import Row, Table
+from meta_opt.predictor.columns import ALTERNATIVES, Columns
+from meta_opt.predictor.table import Row, Table, is_number
 
 _PLAIN = ("text", "prompt")
 """Columns whose text is not prefixed with the column's name."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Converted(NamedTuple):
@@ -37,6 +40,9 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
         table: the rows.
         columns: roles of the columns.
         target: whether to read targets and leave out rows without one.
+
+    Raises:
+        ValueError: a score that is not a number, or not finite in 32 bits.
     """
     samples, kept, lacking, empty = [], [], 0, 0
     folder = table.folder.resolve()
@@ -47,7 +53,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
             for modality, name in columns.media.items()
             if name in row.values
         }
-        text = row_text(row, columns.text)
+        text = row_text(row, columns)
         paired = bool(media and text) or columns.kind != "retrieve"
         if not (media or text) or (target and not paired):
             empty += 1
@@ -58,7 +64,7 @@ def to_samples(table: Table, columns: Columns, target: bool = True) -> Converted
                 files={},
                 text=(text,) if text else (),
                 split=_split(row, columns),
-                **({} if asked is None else _asked(columns.kind, asked)),
+                **({} if asked is None else _asked(row, columns)),
             )
             key = _key(media, folder) or text
             samples.append(Sample(row.where, key, media, fields))
@@ -70,17 +76,32 @@ def _split(row: Row, columns: Columns) -> str | None:
     return named_split(row.values.get(columns.split, "")) if columns.split else None
 
 
-def row_text(row: Row, names: Sequence[str]) -> str:
-    """Returns the text of a row: one line per text column."""
+def row_text(row: Row, columns: Columns) -> str:
+    """Returns the text of a row: one line per text column.
+
+    Of a list of alternative texts the first one is read; other lists, such as of tags,
+    are joined.
+    """
     lines = []
-    for name in names:
+    for name in columns.text:
         if name not in row.values:
             continue
         value = row.values[name]
-        text = str(value[0] if isinstance(value, list) else value)
-        plain = len(names) == 1 or name in _PLAIN
+        if isinstance(value, list):
+            one = columns.kind == "retrieve" or name.casefold() in ALTERNATIVES
+            text = ", ".join(map(_written, value[:1] if one else value))
+        else:
+            text = _written(value)
+        plain = len(columns.text) == 1 or name in _PLAIN
         lines.append(text if plain else f"{name}: {text}")
     return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    # Tables with empty cells turn 1 into 1.0.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 def class_name(value: Any) -> str:
@@ -113,13 +134,32 @@ def class_value(name: str, labels: str) -> Any:
     return name == "true" if labels == "truth" else name
 
 
-def _asked(kind: str, value: Any) -> dict[str, Any]:
-    if kind == "classify":
+def _asked(row: Row, columns: Columns) -> dict[str, Any]:
+    value = row.values[columns.target]
+    if columns.kind == "classify":
         return {"label": class_name(value)}
-    if kind == "score":
-        return {"score": float(value)}
+    if columns.kind == "score":
+        return {"score": _score(row, columns.target)}
     texts = value if isinstance(value, list) else [value]
     return {"target": tuple(map(str, texts))}
+
+
+def _score(row: Row, name: str) -> float:
+    value = row.values[name]
+    if isinstance(value, str) and is_number(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f"{row.where}: the target {name!r} must be a number, not {value!r:.60}; "
+            "correct it or leave it empty"
+        )
+    # Compared as it is, since an integer may be too large for any float.
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(
+            f"{row.where}: the target {name!r}, {value!r:.60}, is not finite in 32 "
+            "bits; correct it or leave it empty"
+        )
+    return float(value)
 
 
 def _media(value: Any, folder: Path) -> Media:

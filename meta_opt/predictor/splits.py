@@ -1,11 +1,13 @@
 """Held-out samples: given by the user, or a fraction of each class chosen by hash."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 from meta_opt.data.sources.sample_schema import Sample
 from meta_opt.data.splits import unit_hash
+from meta_opt.predictor.columns import Columns
 from meta_opt.predictor.decision import Decision
 
 LEAST = 10
@@ -62,7 +64,8 @@ def hold_out(
         given: ``validation`` and ``test`` samples from separate files.
 
     Raises:
-        ValueError: no sample left to train on.
+        ValueError: no sample, or a single class, left to train on, or too few samples
+            to hold any out.
 
     >>> def sample(i):
     ...     from meta_opt.data.sources.sample_schema import Fields
@@ -104,16 +107,26 @@ def hold_out(
     reasons["train"] = f"{len(parts['train'])} samples"
     if not parts["train"]:
         raise ValueError("no sample is left to train on; give some the split `train`")
-    if not parts["validation"]:
+    if kind == "classify" and len(set(names := _labels(parts["train"]))) < 2:
         raise ValueError(
-            f"{len(free)} samples are too few to hold any out for validation; give "
-            "more, or validation=..."
+            f"all {len(names)} samples to train on are of the class {names[0]!r}; give "
+            "some of other classes the split `train`"
+        )
+    if not parts["validation"]:
+        distinct = len({sample.key for sample in free})
+        raise ValueError(
+            f"{len(free)} samples with {distinct} different files or texts are too few "
+            "to hold any out for validation; give more, or validation=..."
         )
     decisions = [
         Decision(f"{split}_samples", len(part), reasons.get(split, "none"))
         for split, part in parts.items()
     ]
     return parts, decisions
+
+
+def _labels(samples: Sequence[Sample]) -> list[str | None]:
+    return [sample.fields.label for sample in samples]
 
 
 def _held_out_keys(
@@ -140,6 +153,17 @@ def _held_out_keys(
     return found
 
 
+def trained_columns(columns: Columns, train: Sequence[Sample]) -> Columns:
+    """Returns the columns without the modalities that no training sample has."""
+    there = {m for sample in train for m in sample.media}
+    reads = any(sample.fields.reads for sample in train)
+    return dataclasses.replace(
+        columns,
+        media={m: name for m, name in columns.media.items() if m in there},
+        text=columns.text if reads else (),
+    )
+
+
 def without_unknown(
     parts: Mapping[str, Sequence[Sample]], kind: str, modalities: Sequence[str]
 ) -> tuple[dict[str, list[Sample]], list[Decision]]:
@@ -161,10 +185,9 @@ def without_unknown(
         unknown: collections.Counter[str] = collections.Counter()
         blind: collections.Counter[str] = collections.Counter()
         for sample in parts[split]:
-            blind.update(m for m in sample.media if m not in modalities)
-            seen = any(m in modalities for m in sample.media) or (
-                "text" in modalities and bool(sample.fields.reads)
-            )
+            has = [*sample.media, *(("text",) if sample.fields.reads else ())]
+            blind.update(m for m in has if m not in modalities)
+            seen = any(m in modalities for m in has)
             if kind == "classify" and sample.fields.label not in known:
                 unknown[str(sample.fields.label)] += 1
             elif seen:

@@ -9,16 +9,17 @@ import collections
 import csv
 import decimal
 import io
+import itertools
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from meta_opt.data.sources.class_folders import class_folders, visible_files
-from meta_opt.data.sources.jsonl_samples import is_path, read_samples
+from meta_opt.data.sources.jsonl_samples import read_samples
 from meta_opt.data.sources.sample_schema import Media
 from meta_opt.data.sources.webdataset import COMPRESSED, MEDIA_ENDINGS
 from meta_opt.data.splits import named_split
@@ -27,7 +28,7 @@ from meta_opt.text_files import read_jsonl, read_text
 _log = logging.getLogger(__name__)
 
 Data: TypeAlias = Any
-"""A path, a pandas DataFrame or a sequence of mappings."""
+"""A path, a DataFrame of pandas or Polars, or a sequence of mappings."""
 
 _JSONL, _CSV = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -35,7 +36,11 @@ _CODE = re.compile(r"0\d+")
 """Digits that are not a number, such as a postal code, whose leading 0 would be lost.
 """
 _MISSING = ("na", "n/a", "nan", "null", "none")
-"""Spellings of a missing number in files of common programs."""
+"""Spellings of a missing number or boolean in files of common programs."""
+_TRUTH = {"true": True, "false": False}
+_END = "\0"
+"""Line that is appended to a CSV file, to see whether the last cell is closed; text
+files with this character are refused."""
 
 
 class Row(NamedTuple):
@@ -98,7 +103,9 @@ def read_table(data: Data, name: str = "data") -> Table:
         table = _from_path(os.fspath(data))
     elif hasattr(data, "columns") and hasattr(data, "to_dict"):  # A DataFrame.
         _check_distinct(list(map(str, data.columns)), name)
-        table = _from_mappings(data.to_dict("records"), name)
+        polars = hasattr(data, "to_dicts")
+        rows = data.to_dicts() if polars else data.to_dict("records")
+        table = _from_mappings(rows, name)
     elif isinstance(data, Sequence) and all(isinstance(x, Mapping) for x in data):
         table = _from_mappings(data, name)
     else:
@@ -120,10 +127,10 @@ def _from_path(name: str) -> Table:
         read = _jsonl_rows if ending in _JSONL else _csv_rows
         return Table(list(read(path)), path.parent, name)
     if path.is_dir() and not any(path.glob("*.tar")):
-        return Table(list(_folder_rows(path)), Path(), name)
+        return Table(list(_folder_rows(path)), path, name)
     if path.is_dir() or name.lower().endswith((".tar", *COMPRESSED)):
         return Table(list(_tar_rows(name)), Path(), name)
-    if not path.exists() and not is_path(name):
+    if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {name}")
     raise ValueError(
         f"{name} is not JSONL ({', '.join(_JSONL)}), CSV ({', '.join(_CSV)}), a folder "
@@ -142,39 +149,78 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    text = read_text(path)
-    header = text.partition("\n")[0]
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    header = text.lstrip("\n").partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter not in header:
         # Spreadsheets use semicolons or tabs in locales with a decimal comma.
         delimiter = next((mark for mark in ";\t" if mark in header), delimiter)
-    lines = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    _check_distinct(list(lines.fieldnames or ()), str(path))
+    # Python refuses cells above a limit, which is global.
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    try:
+        records = list(_csv_records(path, text, delimiter))
+    finally:
+        csv.field_size_limit(limit)
+    names = [name.strip() for name in records[0][1]] if records else []
+    _check_distinct(names, str(path))
     rows = []
-    for values in lines:
-        where = f"{path}, line {lines.line_num}"
-        if None in values:
+    for line, cells in records[1:]:
+        where = f"{path}, line {line}"
+        if len(cells) > len(names):
             raise ValueError(f"{where}: more cells than the header has columns")
-        rows.append((values, where))
-    numeric = {
-        name
-        for name in lines.fieldnames or ()
-        if (cells := [row[name] for row, _ in rows if not _is_missing(row[name])])
-        and all(map(is_number, cells))
-    }
+        # A column without a name is an index that pandas wrote, or an empty one.
+        named = {k: v for k, v in zip(names, cells, strict=False) if k}
+        rows.append((named, where))
+    readers = {name: _reader_of([x.get(name) for x, _ in rows]) for name in names}
     for values, where in rows:
-        parsed = {k: _number(v) if k in numeric else v for k, v in values.items()}
+        parsed = {k: readers[k](cell) for k, cell in values.items()}
         yield Row(_cleaned(parsed, where), where)
 
 
-def _is_missing(text: str | None) -> bool:
-    return text is None or not text.strip() or text.strip().casefold() in _MISSING
+def _reader_of(cells: Sequence[str | None]) -> Callable[[str], Any]:
+    """Returns what converts the cells of a column to numbers, booleans or texts."""
+    given = [x for x in cells if x is not None and not _is_missing(x)]
+    if given and all(map(is_number, given)):
+        return _number
+    if given and all(x.strip().casefold() in _TRUTH for x in given):
+        return lambda cell: _TRUTH.get(cell.strip().casefold())
+    return str
 
 
-def _number(text: str | None) -> int | float | None:
-    if text is None or _is_missing(text):
+def _csv_records(
+    path: Path, text: str, delimiter: str
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields the cells of each record that is not blank, with its last line's number.
+
+    Raises:
+        ValueError: a quotation mark that is not closed, which would make one cell of
+            the rest of the file.
+    """
+    lines = itertools.chain(io.StringIO(text), [_END])
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    start = 1
+    for cells in reader:
+        if cells and cells[-1].endswith(_END):
+            if cells != [_END]:
+                raise ValueError(
+                    f"{path}, line {start}: a quotation mark opens a cell and none "
+                    "closes it; close it, or write a quotation mark in a cell twice "
+                    "and put the cell in quotation marks"
+                )
+            return
+        if cells:
+            yield reader.line_num, cells
+        start = reader.line_num + 1
+
+
+def _is_missing(cell: str) -> bool:
+    return not cell.strip() or cell.strip().casefold() in _MISSING
+
+
+def _number(cell: str) -> int | float | None:
+    if _is_missing(cell):
         return None
-    return int(text) if re.fullmatch(r"[+-]?\d+", text.strip()) else float(text)
+    return int(cell) if re.fullmatch(r"[+-]?\d+", cell.strip()) else float(cell)
 
 
 def _check_distinct(names: Sequence[str], where: str) -> None:
@@ -191,11 +237,14 @@ def _check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def _folder_rows(path: Path) -> Iterator[Row]:
-    """Yields the files of sub-folders, with the name of the sub-folder as class."""
+    """Yields the files of sub-folders, with the name of the sub-folder as class.
+
+    Their paths are relative to ``path``, since a hash of them decides on the splits.
+    """
     subs = class_folders(path)
     if not subs:
         for file, kind in _media_files(path):
-            yield Row({kind: str(file)}, str(file))
+            yield Row({kind: str(file.relative_to(path))}, str(file))
         return
     splits = {p: named_split(p.name) for p in subs}
     divided = all(splits.values()) and all(map(class_folders, subs))
@@ -209,7 +258,7 @@ def _folder_rows(path: Path) -> Iterator[Row]:
                     folder,
                 )
             for file, kind in files:
-                values = {kind: str(file), "label": folder.name}
+                values = {kind: str(file.relative_to(path)), "label": folder.name}
                 values |= {"split": str(splits[sub])} if divided else {}
                 yield Row(values, str(file))
 
@@ -222,7 +271,8 @@ def _media_files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _tar_rows(pattern: str) -> Iterator[Row]:
-    for sample in read_samples(pattern):
+    # Targets are checked later, and not needed for predictions.
+    for sample in read_samples(pattern, asked=False):
         fields = sample.fields
         values: dict[str, Any] = {**sample.media, "prompt": fields.prompt or None}
         for key in ("text", "target"):
@@ -261,24 +311,35 @@ def _cleaned(values: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{type(value).__name__}; write images, audio and video to files "
                 "and give their paths, and decode texts"
             )
-        missing = value is None or (isinstance(value, float) and math.isnan(value))
-        if missing or (isinstance(value, str) and not value.strip()):
-            continue
-        if isinstance(value, list) and not value:
+        if isinstance(value, list | tuple) and not isinstance(value, Media):
+            value = [x for x in value if not _is_absent(x)]
+        if _is_absent(value):
             continue
         if not isinstance(value, str | bool | int | float | list | Media):
-            # Missing values of pandas' extension types.
-            if type(value).__name__ in ("NAType", "NaTType"):
-                continue
             value = str(value)
         found[str(name)] = value
     return found
+
+
+def _is_absent(value: Any) -> bool:
+    """Returns whether a value is missing, a blank text or an empty list."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list):
+        return not value
+    # Missing values of pandas' extension types.
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _is_content(value: Any) -> bool:
     """Returns whether a value is bytes, or an array or image of any library."""
     if isinstance(value, Mapping):
         return any(map(_is_content, value.values()))
+    if isinstance(value, list | tuple):
+        # NumPy's scalars are arrays, too.
+        return any(_is_content(x) for x in value if getattr(x, "ndim", 1) != 0)
     arrays = ("__array__", "__array_interface__")
     return isinstance(value, bytes | bytearray | memoryview) or any(
         hasattr(value, name) for name in arrays

@@ -15,6 +15,7 @@ from meta_opt.data.sources.jsonl_samples import is_path, read_samples
 from meta_opt.data.sources.sample_schema import parse_fields
 from meta_opt.data.sources.sample_task import sample_task
 from meta_opt.data.splits import HELD_OUT, held_out_split
+from meta_opt.predictor.table import read_table
 
 
 def picture(colour, form="PNG"):
@@ -188,8 +189,11 @@ def test_lines_are_named(tmp_path):
         read_samples(path)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.jsonl"):
         read_samples(tmp_path / "none.jsonl")
+    for name in ("nowhere", "nowhere.tar", "nowhere*.tar"):
+        with pytest.raises(FileNotFoundError, match=r"no file or folder .*nowhere"):
+            read_samples(tmp_path / name)
     with pytest.raises(ValueError, match="is not a JSONL file, a tar file or a folder"):
-        read_samples(tmp_path / "nowhere")
+        read_samples(tmp_path)
 
 
 # Splits
@@ -271,6 +275,16 @@ def test_samples_of_tar_files_are_those_of_jsonl(tmp_path, caplog):
     assert two.fields.text == ("thé",) and two.fields.split == "test"
     assert two.media["audio"].read() == b"RIFF"
     assert "ignored the keys 'sha256' (1 times)" in caplog.text
+
+
+def test_questions_without_answers_can_be_predicted(tmp_path):
+    question = json.dumps({"prompt": "what is it?"}).encode()
+    members = [("0.png", picture("red")), ("0.json", question)]
+    path = tar(tmp_path / "0.tar", members)
+    with pytest.raises(ValueError, match="the answer to a `prompt` must be its"):
+        read_samples(path)
+    (row,) = read_table(path).rows
+    assert row.values["prompt"] == "what is it?" and "target" not in row.values
 
 
 def test_compressed_tar_files_are_refused_by_name(tmp_path):

@@ -1,6 +1,7 @@
 """Settings in sections that the config file leaves out, and Nones."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from experiments.late_settings import parse_value, set_late, split_late
 from experiments.workloads import read_run
@@ -48,6 +49,17 @@ def test_a_config_that_states_everything_gets_no_sections(root_as_cwd):
     config = get_config("shipped").lock()
     with pytest.raises(ValueError, match=r"--config.new.x=None: no setting 'new'"):
         set_late(config, {"new.x": None})
+
+
+@pytest.mark.parametrize("key", ["loop.steps.x", "loop.steps.x.y"])
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_setting_in_one_that_is_no_section_is_named(key, locked):
+    config = ConfigDict({"loop": {"steps": 3}})
+    if locked:
+        config.lock()
+    message = rf"--config.{key}=None: 'steps' is a setting, 3, and has no settings of"
+    with pytest.raises(ValueError, match=message):
+        set_late(config, {key: None})
 
 
 @pytest.mark.parametrize("text", ["{[]: 1}", "(1,", "x" * 100, "(" * 500])

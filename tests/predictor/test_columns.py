@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from meta_opt.data.samples import KINDS
-from meta_opt.predictor.columns import find_columns
+from meta_opt.predictor.columns import Columns, find_columns
+from meta_opt.predictor.fit import prepare
+from meta_opt.predictor.fitting import FitCall
 from meta_opt.predictor.plan import METRICS
+from meta_opt.predictor.presets import find_preset
 from meta_opt.predictor.rows import class_name, class_value, to_samples
 from meta_opt.predictor.snapshots import Snapshots, greedy_soup
 from meta_opt.predictor.splits import check_enough, hold_out, without_unknown
@@ -89,6 +92,11 @@ def test_a_target_without_a_known_name_is_the_only_one_of_few_values():
 MISTAKES = {
     "no target": (rows(text=lambda i: f"day {i}"), None, "no target"),
     "no such column": (rows(text=str, y=str), "z", "no column 'z'"),
+    "no values": (
+        rows(text=str, label=lambda i: None),
+        "label",
+        r"no column 'label' with values \(columns: text\)",
+    ),
     "two kinds": (
         rows(text=str, label=lambda i: 7 if i == 4 else WORDS[i % 3]),
         None,
@@ -118,6 +126,11 @@ MISTAKES = {
         rows(text=str, price=lambda i: "1,5" if i == 3 else str(i / 4)),
         "price",
         r"23 of 24 values of the target 'price' .* '1,5' \(data, row 4\) is not",
+    ),
+    "numbers with a comma": (
+        rows(text=str, price=lambda i: f"{i},5"),
+        "price",
+        r"0 of 24 values of the target 'price' .* '0,5' \(data, row 1\) is not; write",
     ),
     "numbers as texts": (
         rows(text=str, price=lambda i: str(i / 4)),
@@ -186,6 +199,32 @@ def test_pictures_beside_a_number_and_no_target(pictures):
 
 
 @pytest.mark.parametrize(
+    "value, message",
+    [
+        (float("inf"), "'price', inf, is not finite in 32 bits"),
+        (-1e39, r"'price', -1e\+39, is not finite in 32 bits"),
+        (10**400, "'price', 10{59}, is not finite in 32 bits"),
+        ("high", "'price' must be a number, not 'high'; correct it or leave it empty"),
+        (["1"], r"'price' must be a number, not \['1'\]"),
+        (True, "'price' must be a number, not True"),
+    ],
+    ids=("infinite", "beyond 32 bits", "huge", "word", "list", "boolean"),
+)
+def test_scores_that_are_no_finite_numbers_are_named(value, message):
+    data = rows(text=lambda i: f"day {i}", price=lambda i: i / 7)
+    columns = columns_of(data, "price")
+    other = read_table([*data[:2], {**data[2], "price": value}], "test")
+    with pytest.raises(ValueError, match=rf"^test, row 3: the target {message}"):
+        to_samples(other, columns)
+    assert len(to_samples(other, columns, target=False).samples) == 3
+    texts = read_table([{"text": "a", "price": " 1.5"}, {"text": "b", "price": 2}])
+    found = to_samples(texts, columns).samples
+    assert [x.fields.score for x in found] == [1.5, 2.0]
+    if not isinstance(value, str | list | bool):
+        assert columns_of([*data, {**data[2], "price": value}], "price").kind == "score"
+
+
+@pytest.mark.parametrize(
     "names",
     [("train", "validation", "test"), ("Train", "val", "TEST"), ("training", "dev", 0)],
 )
@@ -212,7 +251,10 @@ class Picture:
 
 @pytest.mark.parametrize(
     "value",
-    [Picture(), np.zeros((8, 8)), b"PNG", {"bytes": b"PNG"}, Image.new("RGB", (2, 2))],
+    [
+        *(Picture(), np.zeros((8, 8)), b"PNG", Image.new("RGB", (2, 2))),
+        *({"bytes": b"PNG"}, [b"PNG", b"PNG"], (np.zeros(3),)),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_contents_are_no_text(value):
@@ -220,6 +262,44 @@ def test_contents_are_no_text(value):
     name = type(value).__name__
     with pytest.raises(ValueError, match=f"row 3: .* 'photo' .* of type {name}; write"):
         read_table(data)
+
+
+def test_a_row_is_read_the_same_from_any_table():
+    """A column of integers with a missing value has floats in a DataFrame."""
+    columns = Columns("score", {}, ("text", "size", "ratio", "tags"), "y")
+    table = read_table(
+        [
+            {"text": "a", "size": 3, "ratio": 0.5, "tags": ["red", 2.0], "y": 1},
+            {"text": ["a", "b"], "size": 3.0, "ratio": 0.5, "tags": "red, 2", "y": 1},
+        ]
+    )
+    first, second = (x.fields.reads for x in to_samples(table, columns).samples)
+    assert first == second == "a\nsize: 3\nratio: 0.5\ntags: red, 2"
+
+
+def test_lists_and_what_is_missing_in_them():
+    data = [
+        {"y": ("a", "b")},
+        {"y": ["a", None, " ", float("nan"), np.str_("b")]},
+        {"y": [None, ""]},
+        {"y": ()},
+        {"y": [2, np.float32(1)]},
+    ]
+    found = [row.values.get("y") for row in read_table(data).rows]
+    assert found == [["a", "b"], ["a", "b"], None, None, [2, 1]]
+
+
+def test_a_frame_of_polars():
+    class Frame:  # What is used of Polars'.
+        columns = ("text", "label")
+
+        def to_dict(self, *, as_series=True):
+            raise AssertionError
+
+        def to_dicts(self):
+            return [{"text": "a", "label": None}]
+
+    assert dict(read_table(Frame()).rows[0].values) == {"text": "a"}
 
 
 def csv_values(path, text, name):
@@ -240,6 +320,41 @@ def test_numbers_of_a_csv(tmp_path):
     assert csv_values(path, "text\tn\na, b\t1\n", "n") == [1]
 
 
+def test_booleans_of_a_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    values = csv_values(path, "text,y\na,True\nb,FALSE\nc,NA\nd,\n", "y")
+    assert values == [True, False, None, None]
+    assert csv_values(path, "text,y\na,true\nb,yes\n", "y") == ["true", "yes"]
+    data = rows(text=lambda i: f"day {i}", y=lambda i: i % 2 == 0)
+    path.write_text("text,y\n" + "".join(f"{x['text']},{x['y']}\n" for x in data))
+    table = read_table(path)
+    assert [dict(row.values) for row in table.rows] == data
+    assert find_columns(table)[0].labels == "truth"
+
+
+def test_lines_and_quotes_of_a_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    long = "x" * 200_000
+    assert csv_values(path, f"text,n\n{long},1\n", "text") == [long]
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes('\nn,text\n1,"a\nb"\n\n2\n'.replace("\n", end).encode())
+        table = read_table(path)
+        assert [row.values.get("text") for row in table.rows] == ["a\nb", None]
+        assert [row.where for row in table.rows] == [
+            f"{path}, line {line}" for line in (4, 6)
+        ]
+    assert csv_values(path, 'text,n\n5" nails,1\n"a""b",2', "text") == [
+        '5" nails',
+        'a"b',
+    ]
+    spaced = 'text, label\n"a, b", 1\nc, "d, e"\n'
+    assert csv_values(path, spaced, "label") == ["1", "d, e"]
+    for text, line in (('text,n\na,1\n"b\nc",2\n"d,3\ne,4\n', 5), ('text,"n\na,1', 1)):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"a\.csv, line {line}: a quotation mark"):
+            read_table(path)
+
+
 def test_columns_of_one_name(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("text,label,label\na,1,2\n")
@@ -247,6 +362,11 @@ def test_columns_of_one_name(tmp_path):
         read_table(path)
     path.write_text("text,label,,\na,1,,\n")
     assert dict(read_table(path).rows[0].values) == {"text": "a", "label": 1}
+    path.write_text(",text,split\n17,a,train\n3,b,test\n")
+    assert read_table(path).columns() == ("text", "split")
+    path.write_text('text, "label" , label\na,1,2\n')
+    with pytest.raises(ValueError, match="several columns called 'label'"):
+        read_table(path)
 
     class Frame:
         columns = ("text", "label", "label")
@@ -288,6 +408,9 @@ def test_forms_of_data_give_the_same_rows(tmp_path):
         read_table(tmp_path / "a.csv")
     with pytest.raises(FileNotFoundError, match="no file"):
         read_table("nowhere.jsonl")
+    for name in ("shared/nowhere", "nowhere", "shared/nowhere.tar", "nowhere.tsv.gz"):
+        with pytest.raises(FileNotFoundError, match=f"no file or folder {name}"):
+            read_table(name)
     with pytest.raises(ValueError, match="of type int"):
         read_table(3)
 
@@ -327,6 +450,29 @@ def test_folders_of_classes_and_of_splits(tmp_path, caplog):
     ]
 
 
+def test_a_folder_holds_out_the_same_files_from_anywhere(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    for i in range(20):
+        file = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(file)
+
+    def samples(path):
+        table = read_table(path)
+        found = to_samples(table, find_columns(table)[0]).samples
+        assert all(x.media["image"].exists() for x in found)
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    keys = [x.key for x in samples("set")]
+    assert keys[0] == "cat/0.png"
+    assert [x.key for x in samples(folder)] == keys
+    monkeypatch.chdir(folder / "cat")
+    assert [x.key for x in samples("..")] == keys
+    folder.rename(tmp_path / "moved")
+    assert [x.key for x in samples(tmp_path / "moved")] == keys
+
+
 def samples_of(labels, **more):
     data = [{"text": f"sample {i}", "label": x, **more} for i, x in enumerate(labels)]
     table = read_table(data)
@@ -361,6 +507,26 @@ def test_given_splits_are_kept():
     }
 
 
+def test_splits_that_leave_one_class_to_train_on_are_an_error():
+    data = rows(
+        text=lambda i: f"day {i}",
+        label=lambda i: "ab"[i % 2],
+        split=lambda i: ("train", "test")[i % 2],
+    )
+    table = read_table(data)
+    samples = to_samples(table, find_columns(table)[0]).samples
+    with pytest.raises(ValueError, match="samples to train on are of the class 'a'"):
+        hold_out(samples, "classify", {})
+
+
+def test_copies_are_not_held_out_from_each_other():
+    data = rows(24, text=lambda i: f"day {i % 2}", label=lambda i: i % 2)
+    table = read_table(data)
+    samples = to_samples(table, find_columns(table)[0]).samples
+    with pytest.raises(ValueError, match="24 samples with 2 different files or texts"):
+        hold_out(samples, "classify", {})
+
+
 def test_what_training_does_not_have_is_left_out_and_said():
     train, others = samples_of(["a", "b"] * 10), samples_of(["a", "b", "z"] * 2)
     parts, decisions = without_unknown(
@@ -371,6 +537,26 @@ def test_what_training_does_not_have_is_left_out_and_said():
     assert len(parts["validation"]) == 4 and len(parts["test"]) == 2
     (one,) = decisions
     assert (one.name, one.value) == ("validation_left_out", 2) and "'z'" in one.reason
+
+
+def test_a_modality_of_held_out_samples_alone_is_not_read(pictures):
+    data = rows(
+        40,
+        text=lambda i: f"day {i}",
+        label=lambda i: i % 2,
+        split=lambda i: ("train", "validation")[i % 4 == 3],
+        photo=lambda i: pictures[i % 4] if i % 4 == 3 else None,
+    )
+    # Without its photo, this sample has nothing that the model reads.
+    data[3]["text"] = None
+    given = {"data": data, "validation": None, "test": None}
+    call = FitCall(find_preset("fast"))
+    fitting, decisions = prepare(given, {"target": None, "seed": 0}, call)
+    assert fitting.columns.modalities == ("text",)
+    assert len(fitting.parts["train"]) == 30
+    assert len(fitting.parts["validation"]) == 9
+    (found,) = [d for d in decisions if d.name == "validation_not_read"]
+    assert found.value == ["image"] and "image of 10 samples: ignored" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,18 @@ def test_the_plan_is_what_is_done(predictor, samples, root):
     assert f"trained parameters: {sum(sizes):,} of" in str(outline)
 
 
+def test_an_image_that_is_too_large_is_left_out_of_the_sizes(root, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    # The header of a PPM file, whatever the file is called.
+    large = b"P6 40000 40000 255\n"
+    (tmp_path / "pictures" / "red" / "large.png").write_bytes(large)
+    outline = meta_opt.plan(
+        tmp_path / "pictures", preset=SMALL, encoders=NAMES, data_dir=root
+    )
+    (found,) = [x for x in outline.decisions if x.name == "image_size"]
+    assert "have a median of 24 pixels" in found.reason
+
+
 def test_a_plan_for_other_devices(samples, root):
     def planned(devices):
         return meta_opt.plan(
@@ -278,10 +290,32 @@ def test_only_rows_with_a_text_are_retrieved(tmp_path):
         predictor.predict([{"photo": "1.png"}])
 
 
+class Scores:
+    """Scores of any samples."""
+
+    def outputs(self, samples, what):
+        return np.zeros(len(samples))
+
+
+def test_columns_of_other_samples(caplog):
+    columns = Columns("score", {}, ("title", "body"), "price")
+    predictor = meta_opt.Predictor(Scores(), columns, (), [], None)
+    rows = [{"more": 1, "body": "new", "title": "a lamp"}, {"body": "old"}]
+    assert predictor.predict(rows).tolist() == [0, 0] and not caplog.messages
+    assert predictor.predict([{"Title": "a lamp", "body": "new"}]).tolist() == [0]
+    assert caplog.messages == [
+        "samples has no values in 'title', which the model also reads "
+        "(columns: Title, body)"
+    ]
+    with pytest.raises(ValueError, match="samples has the columns more; the model"):
+        predictor.predict([{"more": 1}])
+
+
 ARGUMENTS = [
     ({"target": ["label"]}, TypeError, r"target=\['label'\] of type list"),
     ({"time_limit": "10m"}, TypeError, "time_limit='10m' must be a number"),
     ({"seed": "a"}, TypeError, "seed='a' must be an integer"),
+    ({"seed": -1}, ValueError, r"seed=-1 must be from 0 to 2\*\*63 - 1"),
     ({"data": None}, ValueError, "data of type NoneType must be a path"),
 ]
 
@@ -304,6 +338,12 @@ def test_a_folder_of_the_users_learns_pairs(tmp_path):
     nearest = found.predict(pairs)
     np.testing.assert_array_equal(nearest, (image @ text.T).argmax(axis=1))
     assert found.evaluate(pairs)["examples"] == 40
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()[:3]]
+    rows = [{**row, "image": str(pairs.parent / row["image"])} for row in lines]
+    (text_alone := dict(rows[1])).pop("image")
+    answers = found.predict([rows[0], text_alone, rows[2]])
+    assert answers[1] == -1 and -1 not in answers[[0, 2]]
+    assert not found.embed([rows[0], text_alone])[0][1].any()
     found.save(tmp_path / "saved")
     loaded = meta_opt.Predictor.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.embed(pairs)[0], image, atol=1e-5)
@@ -335,6 +375,11 @@ def test_many_files_that_cannot_be_read_are_an_error(root, tmp_path):
     ) as e:
         fit(tmp_path / "pictures", root)
     assert "\n" not in str(e.value)
+    # One file of many samples counts for each of them.
+    rows = [{"photo": str(f), "label": colour} for f, colour in files[1::2]]
+    rows += [{"photo": str(files[0][0]), "label": "red"}] * 6
+    with pytest.raises(ValueError, match=r"more than 20% of 24 samples .*00\.png \("):
+        fit(rows, root)
 
 
 @pytest.mark.slow

@@ -111,6 +111,12 @@ def test_a_long_plan_takes_its_time_and_no_more(clock):
     assert trained.validation["loss"] < 0.5 * losses[0]
 
 
+def test_infinite_time_is_no_limit(clock):
+    trained = run(workload(clock), 30, float("inf"))
+    assert "num_steps_in_time" not in decided(trained)
+    assert int(trained.result.state.step) == 30
+
+
 def test_a_plan_that_fits_is_not_made_longer(clock):
     trained = run(workload(clock), 40, 100.0)
     assert clock.now < 30 and int(trained.result.state.step) == 40

@@ -35,7 +35,7 @@ def is_path(name: str) -> bool:
     return name.lower().endswith(endings) or "/" in name or os.sep in name
 
 
-def read_samples(path: str | os.PathLike) -> list[Sample]:
+def read_samples(path: str | os.PathLike, asked: bool = True) -> list[Sample]:
     """Reads the fields of samples and the locations of their media files.
 
     Unknown keys are ignored with a warning that lists them.
@@ -43,11 +43,12 @@ def read_samples(path: str | os.PathLike) -> list[Sample]:
     Args:
         path: a JSONL file, a folder of tar files, or tar files: one, a glob
             (``shards/*.tar``), or a range in braces (``shards/{0000..0099}.tar``).
+        asked: whether a prompt needs a target; not so for samples to predict.
 
     Raises:
         ValueError: an unsupported path, an invalid line or sample (the message names
             it), or no sample at all.
-        FileNotFoundError: the JSONL file does not exist.
+        FileNotFoundError: the file or folder does not exist, or no file matches.
 
     Example:
         >>> import tempfile
@@ -58,7 +59,7 @@ def read_samples(path: str | os.PathLike) -> list[Sample]:
         (('all red',), 'b.png')
     """
     ignored: collections.Counter[str] = collections.Counter()
-    samples = list(_samples(path, ignored))
+    samples = list(_samples(path, ignored, asked))
     if not samples:
         raise ValueError(f"{path} has no sample")
     if ignored:
@@ -72,23 +73,25 @@ def read_samples(path: str | os.PathLike) -> list[Sample]:
 
 
 def _samples(
-    path: str | os.PathLike, ignored: collections.Counter[str]
+    path: str | os.PathLike, ignored: collections.Counter[str], asked: bool
 ) -> Iterator[Sample]:
     pattern, path = os.fspath(path), Path(path)
     if path.suffix.lower() in _JSONL:
-        yield from _from_jsonl(path, ignored)
+        yield from _from_jsonl(path, ignored, asked)
         return
     for tar in _tar_files(pattern):
-        yield from read_tar(tar, ignored)
+        yield from read_tar(tar, ignored, asked)
 
 
-def _from_jsonl(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
+def _from_jsonl(
+    path: Path, ignored: collections.Counter[str], asked: bool
+) -> Iterator[Sample]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     keys = _Keys(path.parent)
 
     def parse(value: Any, line: int) -> Sample:
-        fields, unknown = parse_fields(value)
+        fields, unknown = parse_fields(value, asked)
         ignored.update(unknown)
         media = {kind: Media(path.parent / name) for kind, name in fields.files.items()}
         first = next(iter(fields.files.values()), None)
@@ -135,6 +138,8 @@ def _tar_files(pattern: str) -> Sequence[Path]:
     else:
         tars = _expand(pattern)
     if not tars:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {pattern}")
         raise ValueError(
             f"{path} is not a JSONL file, a tar file or a folder of tar files"
         )

@@ -138,11 +138,12 @@ class Sample:
         return next((m.name for m in self.media.values()), self.where)
 
 
-def parse_fields(value: Any) -> tuple[Fields, tuple[str, ...]]:
+def parse_fields(value: Any, asked: bool = True) -> tuple[Fields, tuple[str, ...]]:
     """Checks a JSON value against the schema.
 
     Args:
         value: JSON value of a line, or of a tar file's ``.json`` member.
+        asked: whether a prompt needs a target.
 
     Returns:
         The fields, and the keys that are ignored since they do not resemble a missing
@@ -176,7 +177,8 @@ def parse_fields(value: Any) -> tuple[Fields, tuple[str, ...]]:
         raise ValueError("an empty `target`")
     if not (fields.files or fields.text or fields.prompt):
         raise ValueError("needs one of image, audio, video, text, prompt")
-    if fields.prompt and not (fields.target or "label" in given or "score" in given):
+    answered = bool(fields.target) or "label" in given or "score" in given
+    if asked and fields.prompt and not answered:
         answer = "; here it stands in `text`" if fields.text else ""
         raise ValueError(f"the answer to a `prompt` must be its `target`{answer}")
     return fields, ignored

@@ -39,12 +39,15 @@ _BEGINNINGS = {
 }
 
 
-def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
+def read_tar(
+    path: Path, ignored: collections.Counter[str], asked: bool = True
+) -> Iterator[Sample]:
     """Reads the fields of a tar file's samples and the locations of their media.
 
     Args:
         path: path of the tar file.
         ignored: counter of unknown keys of ``.json`` members.
+        asked: whether a prompt needs a target.
 
     Raises:
         ValueError: a compressed file, not a tar file, or one that is truncated or a
@@ -60,7 +63,7 @@ def read_tar(path: Path, ignored: collections.Counter[str]) -> Iterator[Sample]:
                 for kind, member in members.items()
                 if kind in MEDIA_ENDINGS.values()
             }
-            fields, unknown = parse_fields(_value(members))
+            fields, unknown = parse_fields(_value(members), asked)
         except ValueError as error:
             there = ", ".join(
                 sorted(posixpath.basename(m.member) for m in members.values())
