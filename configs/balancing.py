@@ -3,8 +3,6 @@
 ``clipart_category`` is reported; ``smoke`` is a quick check.
 """
 
-import functools
-
 import ml_collections
 
 from configs import common, multimodal
@@ -44,7 +42,7 @@ get_config = common.variants(
     smoke,
     default="clipart_category",
     **{
-        name: functools.partial(task, name)
+        name: lambda name=name: task(name)
         for name in (
             *("clipart_category", "tuxpaint_speech", "tuxpaint_trimodal"),
             "emoji_category",

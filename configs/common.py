@@ -5,14 +5,7 @@ turned into: `meta_opt.finetuning.run_config.RunConfig` and the workload's confi
 of their settings can be given on the command line, ``--config.section.key=value``.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
 import ml_collections
-
-from meta_opt.types import near_match
-
-Variant: TypeAlias = Callable[[], ml_collections.ConfigDict]
 
 # Weights of the learned optimizer; the library's default.
 WEIGHTS = "lstm-v4"
@@ -65,16 +58,14 @@ def meta_validation() -> dict:
     }
 
 
-def variants(
-    *functions: Variant, default: str | None = None, **named: Variant
-) -> Callable[..., ml_collections.ConfigDict]:
+def variants(*functions, default="", **named):
     """Returns a config file's ``get_config``, which calls the variant of a name.
 
     ``--config file.py:NAME`` names it; without a name it is the default.
 
     Args:
         *functions: variants that have the names of their functions.
-        default: name of the default variant; None for the first.
+        default: name of the default variant; "" for the first.
         **named: further variants.
 
     Example:
@@ -84,11 +75,10 @@ def variants(
     """
     by_name = {function.__name__: function for function in functions} | named
 
-    def get_config(name: str = default or next(iter(by_name))) -> Any:
+    def get_config(name: str = default or next(iter(by_name))):
         if name not in by_name:
             known = ", ".join(by_name)
-            near = near_match(name, by_name)
-            raise ValueError(f"unknown variant {name!r}{near}; available: {known}")
+            raise ValueError(f"unknown variant {name!r}; available: {known}")
         return by_name[name]()
 
     return get_config

@@ -3,8 +3,6 @@
 ``smoke`` is a quick check.
 """
 
-import functools
-
 import ml_collections
 
 from configs import common
@@ -84,5 +82,5 @@ def smoke() -> ml_collections.ConfigDict:
 get_config = common.variants(
     *(own, smoke),
     default="tuxpaint_trimodal",
-    **{name: functools.partial(task, name) for name in SUITE},
+    **{name: lambda name=name: task(name) for name in SUITE},
 )

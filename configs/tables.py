@@ -3,8 +3,6 @@
 ``meltr_all`` trains more parameters; ``smoke`` and ``meltr_smoke`` are quick checks.
 """
 
-from collections.abc import Sequence
-
 import ml_collections
 
 from configs import common, multimodal
@@ -133,7 +131,7 @@ def meltr_all() -> ml_collections.ConfigDict:
     return config
 
 
-def _video_text(names: Sequence[str]) -> ml_collections.ConfigDict:
+def _video_text(names: tuple[str, ...]) -> ml_collections.ConfigDict:
     tasks = ml_collections.ConfigDict({n: video_text.get_config(n) for n in names})
     for task in tasks.values():
         task.num_steps = 300
