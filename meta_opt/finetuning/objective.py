@@ -238,12 +238,10 @@ def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Obj
     def update(state: PyTree, signals: PyTree) -> PyTree:
         losses, norms = signals["losses"], signals["norms"]
         first = jnp.where(jnp.isfinite(state["first"]), state["first"], losses)
-        usable = present_losses(losses) & present_losses(first)
+        # A finite loss may have a gradient that is not, which must not reach phi.
+        usable = present_losses(losses) & jnp.isfinite(norms)
         grads = jax.grad(gradnorm_loss)(
-            state["phi"],
-            norms,
-            jnp.where(usable, losses, 1.0),
-            jnp.where(usable, first, 1.0),
+            state["phi"], norms, losses, first, present=usable
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["phi"])
         phi = gradnorm_weights(optax.apply_updates(state["phi"], updates))

@@ -167,6 +167,21 @@ def test_gradnorm_moves_its_weights_and_keeps_their_sum():
     np.testing.assert_array_equal(new["first"], losses)
 
 
+@pytest.mark.parametrize("broken", ["losses", "norms"])
+def test_gradnorm_survives_a_loss_or_gradient_that_is_not_finite(broken):
+    objective = make_objective(make_workload(), MetaLossConfig("gradnorm"))
+    state = objective.init(jax.random.key(1))
+    signals = {
+        "losses": jnp.array([1.0, 2.0, 3.0]),
+        "norms": jnp.array([4.0, 1.0, 2.0]),
+    }
+    signals[broken] = signals[broken].at[1].set(jnp.nan)
+    new = objective.update(state, signals)
+    assert np.all(np.isfinite(new["phi"])) and float(new["phi"][1]) > 0
+    # The other two still move apart, as without the third: 4 and 2 around 3.
+    assert new["phi"][0] < new["phi"][1] < new["phi"][2]
+
+
 def test_micro_batches_give_the_gradient_of_the_whole():
     """Losses that are means over examples, equal weights: as without accumulation."""
     whole = train(MetaLossConfig("equal"), workload=make_workload(without_noise))
