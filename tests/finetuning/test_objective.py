@@ -379,3 +379,7 @@ def test_settings_of_a_config_file():
         read_meta_loss({"same_batch": True, "hypergradient": {"kind": "sama"}})
     with pytest.raises(ValueError, match="interval=0 must be at least 1"):
         read_meta_loss({"interval": 0})
+    with pytest.raises(ValueError, match=r"config.m must be settings by name"):
+        read_meta_loss("meltr", "config.m")
+    with pytest.raises(ValueError, match=r"config.m.network must be settings by"):
+        read_meta_loss({"published": "univl", "network": 8}, "config.m")

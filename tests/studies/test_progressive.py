@@ -384,6 +384,10 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         ("optimizers", {"a": {"name": "adamv"}}, "unknown optimizer 'adamv'"),
         ("optimizers", {"a/b": {"name": "adamw"}}, "letters, digits"),
         ("optimizers", {"zero_shot": {"name": "adamw"}}, "letters, digits"),
+        ("optimizers", ["adamw"], r"config.optimizers must be settings by name, not"),
+        ("optimizers", {"a": None}, r"config.optimizers.a must be settings by name"),
+        ("policies", "stop", r"config.policies must be settings by name, not 'stop'"),
+        ("data", "renamed", r"config.data must be settings by name, not 'renamed'"),
     ],
 )
 def test_settings_that_will_not_do(key, value, message):

@@ -466,6 +466,12 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
         "corruption": []})  # fmt: skip
     fails("no model to test", models={})
     fails("baseline='x' must be one of small", baseline="x")
+    fails(r"config\.models must be settings by name, not \['m'\]", models=["m"])
+    fails(r"config\.learners must be settings by name", learners=["net"])
+    fails(r"learners\.net must be settings by name", learners={"net": "resnet"})
+    fails(r"net\.pictures must be settings by name", learners={"net": {"pictures": 3}})
+    fails("tests.synonyms must be settings by name", tests={"synonyms": ["hat"]})
+    fails("shift.labels must be settings by name", shift={"labels": ["hat"]})
     fails("synonym of='shoo' must be one of hat", tests={"synonyms": {"shoo": "x"}})
     learner = {"batch_size": 4, "pictures": {}, "num_steps": 4}
     fails(r"learners\.net\.num_steps: training\.epochs", learners={"net": learner})

@@ -7,7 +7,13 @@ from typing import Any
 
 from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
 from meta_opt.data.preprocessing.prompts import TEMPLATES
-from meta_opt.types import check_keys, check_least, check_name, from_config
+from meta_opt.types import (
+    check_keys,
+    check_least,
+    check_mapping,
+    check_name,
+    from_config,
+)
 
 ANSWERS = ("written", "likelihood")
 _PLAIN = "plain"
@@ -70,6 +76,7 @@ class TestsConfig:
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
+        check_mapping("tests.synonyms", self.synonyms)
         check_name("tests.answers", self.answers, ANSWERS)
         for name in self.corruptions:
             check_name("tests.corruptions", name, CORRUPTIONS)
@@ -109,6 +116,7 @@ class ShiftConfig:
 
     def __post_init__(self) -> None:
         """Checks name and range."""
+        check_mapping("shift.labels", self.labels)
         check_least("shift", self, per_class=0)
         if not self.name:
             raise ValueError("shift.name='' must be a name")
@@ -238,6 +246,8 @@ def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConf
         (('contrast',), (1, 2, 4, 7))
     """
     check_keys(name, settings, [x.name for x in dataclasses.fields(StressConfig)])
+    for section in ("models", "learners"):
+        check_mapping(f"{name}.{section}", settings.get(section, {}))
     for model, folder in settings.get("models", {}).items():
         if not isinstance(folder, str) or not folder:
             raise ValueError(f"{name}.models.{model}={folder!r} must be a folder")
