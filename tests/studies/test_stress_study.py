@@ -466,6 +466,9 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
         "corruption": []})  # fmt: skip
     fails("no model to test", models={})
     fails("baseline='x' must be one of small", baseline="x")
+    # Their predictions would be read twice, which failed after all work was done.
+    fails(r"tests\.widths=\(32, 32\) has one of them", tests={"widths": [32, 32]})
+    fails(r"training\.seeds=\(0, 0\) has one", training={"seeds": [0, 0]})
     fails(r"config\.models must be settings by name, not \['m'\]", models=["m"])
     fails(r"config\.learners must be settings by name", learners=["net"])
     fails(r"learners\.net must be settings by name", learners={"net": "resnet"})

@@ -20,6 +20,16 @@ _PLAIN = "plain"
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
+def _check_distinct(section: str, config: Any, *names: str) -> None:
+    """Raises ValueError for a tuple with a value twice, which would be tested twice."""
+    for name in names:
+        values = getattr(config, name)
+        if len(set(values)) < len(values):
+            raise ValueError(
+                f"{section}.{name}={values} has one of them twice; give each once"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The images for training and testing.
@@ -77,6 +87,9 @@ class TestsConfig:
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_mapping("tests.synonyms", self.synonyms)
+        _check_distinct(
+            "tests", self, "widths", "corruptions", "distractor_counts", "templates"
+        )
         check_name("tests.answers", self.answers, ANSWERS)
         for name in self.corruptions:
             check_name("tests.corruptions", name, CORRUPTIONS)
@@ -162,6 +175,10 @@ class TrainingConfig:
             epochs=1,
             min_steps=1,
             max_steps=0,
+        )
+        _check_distinct(
+            *("training", self, "train_px", "seeds", "shots", "label_noise"),
+            "batch_sizes",
         )
         if not self.train_px or not self.seeds:
             raise ValueError(
