@@ -419,6 +419,13 @@ def test_errors_of_format_and_of_knowledge(tmp_path):
     rows = [json.loads(x) for x in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [row["category"] for row in rows] == ["hat", "shoe", None, "shoe"]
     assert rows[2]["status"] == "unparseable" and rows[3]["likeliest"] == "hat"
+    # A model that diverged is not right about the first class.
+    scores = np.where(np.arange(4)[:, None] < 2, np.nan, scores)
+    predictions = Predictions(examples, written, scores)
+    assert predictions.metrics()["likelihood"]["accuracy"] == 0.25
+    predictions.write(tmp_path / "p.jsonl")
+    rows = [json.loads(x) for x in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["likeliest"] for row in rows] == [None, None, "shoe", "hat"]
 
 
 def made_up(folder, accuracy, seconds=0.0, count=180):

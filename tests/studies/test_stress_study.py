@@ -318,6 +318,28 @@ def test_answers_are_read_by_the_list_that_was_shown(
     assert len(lengths) == 1 and lengths[0][0] >= max(len(p.split()) for p in asked)
 
 
+def test_a_model_that_diverged_has_no_answer(monkeypatch):
+    """Rather than the first category, with the confidence 1."""
+    rows = np.array([[0.2, 0.8], [np.nan, np.nan], [0.4, np.nan]], np.float32)
+    model = types.SimpleNamespace(
+        class_names=CLASSES,
+        probabilities=lambda pictures, px: rows,
+        classify=lambda pictures, texts, prompt: rows,
+    )
+    monkeypatch.setattr(subjects, "PictureClassifier", types.SimpleNamespace)
+    monkeypatch.setattr(subjects, "GenerativeModel", types.SimpleNamespace)
+    monkeypatch.setattr(subjects, "load_exported", lambda *_, **__: model)
+    monkeypatch.setattr(subjects, "read_preprocessing", lambda _: None)
+    monkeypatch.setattr(subjects, "lengths_of", lambda *_: (1, 1))
+    asked = plain(CLASSES, plain_template())
+    for prompted in (False, True):
+        described = subjects.Described("model", prompted, 32, CLASSES, "digest")
+        subject = subjects.open_subject(described, [asked], "likelihood", 4)
+        sure, *lost = subject.answer([], asked, 0)
+        assert sure.category == "shoe" and sure.confidence == pytest.approx(0.8)
+        assert lost == [subjects.Answer(None, None)] * 2
+
+
 @pytest.fixture
 def learner_settings(settings, classifier):
     learner = {
