@@ -179,6 +179,24 @@ def test_what_is_finished_is_not_run_again(settings, tmp_path, monkeypatch):
         StressTest(fewer, tmp_path).run()
 
 
+def test_a_report_before_the_baseline_is_tested(settings, classifier, tmp_path):
+    """After an interruption the finished parts are reported without comparison."""
+    models = {"small": str(classifier), "other": str(classifier)}
+    made = settings(models=models, baseline="other", tests={"corruptions": []})
+    test = StressTest(read_stress(made), tmp_path)
+    test.run()
+    predictions = test.predictions()
+    assert test.baseline(predictions) == "other"
+    first = [one for one in predictions if one.model == "small"]
+    assert test.baseline(first) == "" and test.baseline([]) == ""
+    summary = summarise(first, test.baseline(first))
+    page = write_stress_report(tmp_path, summary, first)
+    assert not summary.models and "small" in page
+    by_default = StressTest(read_stress(settings(models=models)), tmp_path)
+    assert by_default.baseline(predictions) == by_default.baseline(first) == "small"
+    assert by_default.baseline([]) == ""
+
+
 def test_models_at_several_widths_are_one_in_the_matrix(settings, data, tmp_path):
     models = {}
     for px in WIDTHS:

@@ -14,7 +14,7 @@ Finished parts are not repeated. Layout of a test's folder::
 import functools
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,7 +151,7 @@ class StressTest:
 
     @property
     def test_pictures(self) -> int:
-        """Number of models."""
+        """Number of test images."""
         px = self._widths[0]
         return len(self._predictor.pictures(Condition(train_px=px, test_px=px)))
 
@@ -201,6 +201,17 @@ class StressTest:
             and (path := unit.record.with_suffix(".jsonl")).is_file()
         ]
         return read_predictions(files) if files else []
+
+    def baseline(self, predictions: Iterable[Prediction]) -> str:
+        """Returns the model that the others are compared with in a report.
+
+        It is that of the settings, by default the first one that was tested; "" while
+        none of its tests is finished, as after an interruption.
+        """
+        tested = {one.model for one in predictions}
+        if given := self.config.baseline:
+            return given if given in tested else ""
+        return next((name for name in self.names if name in tested), "")
 
     def _check_same(self, unit: Unit, setup: Mapping[str, Any]) -> None:
         record = read_json(unit.record)
