@@ -260,6 +260,9 @@ def test_policies_need_prices_and_names_of_their_own():
     policies = {"dynamic": {"point_value": 1.0}}
     with pytest.raises(ValueError, match=r"policies.dynamic.point_value.*prices"):
         read_study({**settings, "policies": policies})
+    # Else the error would come after the first phase.
+    with pytest.raises(ValueError, match=r"policies.dynamic.point_value.*prices"):
+        read_study({**settings, "policies": policies, "prices": {"currency": "USD"}})
     optimizers = {"a": {"name": "adamw"}, "a_b": {"name": "adamw"}}
     with pytest.raises(ValueError, match="the name of another"):
         read_study({**settings, "optimizers": optimizers, "policies": {"b": {}}})
@@ -475,6 +478,9 @@ def test_the_summary_of_made_up_phases(arms, tmp_path):
     assert first.cost_per_point["money"] == pytest.approx(1.0 / 20)
     assert together.cost_per_point["device_seconds"] == pytest.approx(3000 / 25)
     assert adamw.outcomes[1].prediction().seconds == pytest.approx(0.1)
+    # A currency without a price does not replace the prices of the runs.
+    again = read_arms(tmp_path, ["learned"], 2, Prices("USD"))[0].costs()
+    assert again == learned.costs()
     # Wilson's interval, by its formula.
     p, n, z = 0.75, 180, 1.959964
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)

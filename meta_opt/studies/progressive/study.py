@@ -155,7 +155,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         where = f"{name}.policies.{label}"
         _check_label(label, where)
         policies[label] = from_config(PhasePolicy, given, where)
-        if policies[label].point_value and not run.prices.currency:
+        if policies[label].point_value and run.prices.empty:
             raise ValueError(
                 f"{where}.point_value is compared with costs; give "
                 f"{name}.prices.device_hour and {name}.prices.currency"
