@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from meta_opt.data.array_batches import array_batches
 from meta_opt.finetuning.meta_step import make_meta_step
 from meta_opt.finetuning.objective import make_objective
 from meta_opt.finetuning.runs import run
@@ -366,6 +367,13 @@ def test_a_meta_step_that_is_not_finite_changes_nothing():
 def test_what_does_not_fit_is_an_error(changes, config, message):
     with pytest.raises(ValueError, match=message):
         train(config, workload=make_workload(**changes))
+
+
+def test_too_few_examples_for_a_meta_batch_are_named():
+    held_out = functools.partial(array_batches, {"x": np.zeros((5, 2), np.float32)})
+    message = r"meta-validation data, meta_loss.batch_size=8: .* there are 5"
+    with pytest.raises(ValueError, match=message):
+        train(MELTR, workload=make_workload(meta_batches=held_out))
 
 
 def test_settings_of_a_config_file():
