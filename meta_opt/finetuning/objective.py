@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.losses.balancing import gradnorm_loss, gradnorm_weights, pcgrad
-from meta_opt.meta_loss.balancers import Combiner
+from meta_opt.meta_loss.balancers import COMBINERS, Combiner
 from meta_opt.meta_loss.masking import present_losses, zero_absent
 from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.types import PyTree
@@ -121,6 +121,11 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
         raise ValueError(
             f"the primary loss {losses.primary!r} is not among the losses: "
             f"{', '.join(losses.names)}"
+        )
+    if config.weights is not None and config.combiner not in COMBINERS:
+        raise ValueError(
+            f"meta_loss.combiner={config.combiner!r} has no weights to set: leave "
+            "meta_loss.weights out"
         )
     if config.combiner == "primary":
         return _primary(workload.loss_fn, losses.primary)

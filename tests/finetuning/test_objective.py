@@ -362,6 +362,10 @@ def test_a_meta_step_that_is_not_finite_changes_nothing():
             "two losses have one name, among size, size",
         ),
         ({}, MetaLossConfig("fixed", weights=(1.0,)), "1 weights for 3 losses"),
+        *(
+            ({}, MetaLossConfig(x, weights=(1.0,) * 3), f"'{x}' has no weights to set")
+            for x in ("meltr", "equal", "primary", "gradnorm", "pcgrad")
+        ),
     ],
 )
 def test_what_does_not_fit_is_an_error(changes, config, message):
