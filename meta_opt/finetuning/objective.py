@@ -261,10 +261,15 @@ def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
     ) -> Gradients:
         key, rng = jax.random.split(rng)
         losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
-        safe = zero_absent(losses, present_losses(losses))
+        present = present_losses(losses)
+        count = jnp.maximum(jnp.sum(present), 1)
         grads, _ = pcgrad(each, key)
+        # A mean over all losses, of which those left out have a gradient of 0.
+        scale = len(names) / count
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         shown = {**metrics, **loss_metrics(names, losses)}
-        return Gradients(jnp.mean(safe), shown, (), grads)
+        loss = jnp.sum(zero_absent(losses, present)) / count
+        return Gradients(loss, shown, (), grads)
 
     return Objective(lambda key: (), gradient, lambda state, signals: state)
 

@@ -144,6 +144,31 @@ def test_pcgrad_projects_what_conflicts():
     assert_close(found.grads, pcgrad(stacked, key)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("combiner", ["equal", "pcgrad"])
+def test_a_loss_left_out_is_not_in_the_mean(combiner):
+    """Nor does it shrink the step, as a loss and a gradient of 0 would."""
+
+    def two_of(params, frozen, batch, rng):
+        losses, metrics = losses_fn(params, frozen, batch, rng)
+        return losses[jnp.array([0, 2])], metrics
+
+    def broken(params, frozen, batch, rng):
+        losses, metrics = losses_fn(params, frozen, batch, rng)
+        return losses.at[1].set(jnp.nan), metrics
+
+    params = jax.tree.map(jnp.asarray, toy.make_params())
+    batch, rng = next(batches(0)(8)), jax.random.key(2)
+    found = []
+    for names, fn in ((NAMES, broken), (NAMES[::2], two_of)):
+        workload = make_workload(losses=Losses(names, "distance", fn))
+        objective = make_objective(workload, MetaLossConfig(combiner))
+        state = objective.init(jax.random.key(1))
+        found.append(jax.jit(objective.gradient)(state, params, (), batch, rng))
+    assert found[0].metrics["masked_losses"] == 1
+    assert found[0].loss == pytest.approx(float(found[1].loss), rel=1e-6)
+    assert_close(found[0].grads, found[1].grads, rtol=1e-4, atol=1e-6)
+
+
 def test_uncertainty_learns_its_variances_with_the_meta_optimizer():
     config = MetaLossConfig("uncertainty", learning_rate=0.1)
     objective, state, found, _, _ = first_gradients(config)
