@@ -405,6 +405,30 @@ def test_too_few_examples_for_a_meta_batch_are_named():
         train(MELTR, workload=make_workload(meta_batches=held_out))
 
 
+class Few:
+    """Batches that end after three."""
+
+    def __init__(self, batches):
+        self._batches, self._left = batches, 3
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self._left:
+            raise StopIteration
+        self._left -= 1
+        return next(self._batches)
+
+
+def test_meta_validation_data_that_end_are_named():
+    def few(*arguments):
+        return Few(batches(5)(*arguments))
+
+    with pytest.raises(ValueError, match=r"meta-validation data ended .* must repeat"):
+        train(MELTR, workload=make_workload(meta_batches=few))
+
+
 def test_settings_of_a_config_file():
     config = read_meta_loss({"published": "univl", "combiner": "equal"}, "config.m")
     assert (config.combiner, config.clip_norm) == ("equal", 50.0)
