@@ -213,6 +213,12 @@ def _meta_steps(
     assert meta_loss is not None and workload.losses is not None
     meta_batches = workload.meta_batches
     assert meta_batches is not None
+    if meta_loss.interval > config.num_steps:
+        _log.warning(
+            "meta_loss.interval=%d is more than num_steps=%d: the combiner %r is never "
+            "trained",
+            *(meta_loss.interval, config.num_steps, meta_loss.combiner),
+        )
     batch_size = meta_loss.batch_size or config.batch_size
     mesh_lib.check_batch_size(mesh, batch_size)
     rows = mesh_lib.local_rows(mesh, batch_size)

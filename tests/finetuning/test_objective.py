@@ -398,6 +398,12 @@ def test_what_does_not_fit_is_an_error(changes, config, message):
         train(config, workload=make_workload(**changes))
 
 
+def test_a_combiner_that_is_never_trained_is_warned_of(caplog):
+    short = dataclasses.replace(toy.CONFIG, num_steps=2)
+    train(dataclasses.replace(MELTR, interval=3), config=short)
+    assert "meta_loss.interval=3 is more than num_steps=2" in caplog.text
+
+
 def test_too_few_examples_for_a_meta_batch_are_named():
     held_out = functools.partial(array_batches, {"x": np.zeros((5, 2), np.float32)})
     message = r"meta-validation data, meta_loss.batch_size=8: .* there are 5"
