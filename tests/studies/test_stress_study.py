@@ -195,6 +195,11 @@ def test_a_report_before_the_baseline_is_tested(settings, classifier, tmp_path):
     by_default = StressTest(read_stress(settings(models=models)), tmp_path)
     assert by_default.baseline(predictions) == by_default.baseline(first) == "small"
     assert by_default.baseline([]) == ""
+    # Predictions that were removed are not left out without a word.
+    lost = next((tmp_path / "predictions" / "other").rglob("clean_32_px.jsonl"))
+    lost.unlink()
+    with pytest.raises(ValueError, match=r"clean_32_px.jsonl is not there, but clean"):
+        test.predictions()
 
 
 def test_models_at_several_widths_are_one_in_the_matrix(settings, data, tmp_path):

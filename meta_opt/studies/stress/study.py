@@ -49,6 +49,7 @@ from meta_opt.studies.stress.subjects import (
 )
 from meta_opt.text_files import read_json, write_json
 
+_PREDICTIONS = "predictions"
 _TRAINING_COST = 3
 """Approximate cost of a training example relative to a prediction."""
 
@@ -192,14 +193,20 @@ class StressTest:
         """Returns the predictions of all finished parts, in the order of the test.
 
         Raises:
-            ValueError: a file is damaged.
+            ValueError: a file is damaged or was removed.
         """
-        files = [
-            path
-            for unit in self._units()
-            if unit.record.is_file()
-            and (path := unit.record.with_suffix(".jsonl")).is_file()
-        ]
+        # Records of other folders are of trained models, which have no predictions.
+        of_tests = self.workdir / _PREDICTIONS
+        files = []
+        for unit in self._units():
+            if not unit.record.is_file() or of_tests not in unit.record.parents:
+                continue
+            files.append(unit.record.with_suffix(".jsonl"))
+            if not files[-1].is_file():
+                raise ValueError(
+                    f"{files[-1]} is not there, but {unit.record.name} beside it says "
+                    "that the test was finished: remove that to repeat the test"
+                )
         return read_predictions(files) if files else []
 
     def baseline(self, predictions: Iterable[Prediction]) -> str:
@@ -286,7 +293,7 @@ class StressTest:
     # Tests
 
     def _test(self, model: Tested, condition: Condition, asked: Asked) -> Unit:
-        folder = self.workdir / "predictions" / model.name / f"seed_{model.seed}"
+        folder = self.workdir / _PREDICTIONS / model.name / f"seed_{model.seed}"
         record = folder / f"{_slug(condition)}.json"
 
         def setup() -> dict[str, Any]:
@@ -388,7 +395,7 @@ class StressTest:
         steps = self.config.training.steps(count, batch_size)
         record = folder / "training.json"
         if not kept:
-            predictions = self.workdir / "predictions" / learner.name / f"seed_{seed}"
+            predictions = self.workdir / _PREDICTIONS / learner.name / f"seed_{seed}"
             record = predictions / f"{slug}.json"
         features = str(self.workdir / "features") if learner.classifies else ""
         run = functools.cache(
