@@ -369,6 +369,11 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         Phases(study(width=100), tmp_path)
     with pytest.raises(ValueError, match=r"phases=3: .* has 2"):
         Phases(study(phases=3), tmp_path)
+    made = study()
+    loop = dataclasses.replace(made.run.loop, batch_size=99)
+    large = dataclasses.replace(made, run=dataclasses.replace(made.run, loop=loop))
+    with pytest.raises(ValueError, match=r"batch_size=99: phase 1 has \d+ examples"):
+        Phases(large, tmp_path)
     with pytest.raises(ValueError, match="longest right answer has"):
         Phases(study(answer_tokens=2), tmp_path)
 
