@@ -43,9 +43,7 @@ def main() -> None:
         predictions = test.predictions()
         if not predictions:
             raise ValueError(f"{WORKDIR.value} has no finished part to report")
-        tested = {one.model for one in predictions}
-        first = next(name for name in test.names if name in tested)
-        summary = summarise(predictions, config.baseline or first)
+        summary = summarise(predictions, test.baseline(predictions))
         facts = {**facts_of(test), "command": f"`{cli.command_line()}`"}
         folder = config.data.folder
         return write_stress_report(WORKDIR.value, summary, predictions, folder, facts)

@@ -88,6 +88,17 @@ def check_keys(
             )
 
 
+def check_mapping(name: str, value: Any) -> None:
+    """Raises ValueError for a value that is not a mapping of names to settings.
+
+    >>> check_mapping("config.optimizer", "adamw")
+    Traceback (most recent call last):
+    ValueError: config.optimizer must be settings by name, not 'adamw'
+    """
+    if not hasattr(value, "items"):  # Config objects are not a Mapping.
+        raise ValueError(f"{name} must be settings by name, not {value!r}")
+
+
 def from_config(cls: type[T], mapping: Any, name: str = "") -> T:
     """Builds the frozen dataclass ``cls`` from a mapping such as a ConfigDict.
 
@@ -110,8 +121,7 @@ def from_config(cls: type[T], mapping: Any, name: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     name = name or cls.__name__
-    if not hasattr(mapping, "items"):  # Config objects are not a Mapping.
-        raise ValueError(f"{name} must be settings by name, not {mapping!r}")
+    check_mapping(name, mapping)
     check_keys(name, mapping, fields)
     values = {k: _typed(hints[k], v, f"{name}.{k}") for k, v in mapping.items()}
     missing = [

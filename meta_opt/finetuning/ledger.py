@@ -20,6 +20,7 @@ from meta_opt.types import check_name, from_config
 LEDGER = "ledger.json"
 """Name of the file in a run's directory, beside ``result.json``."""
 KINDS = ("training", "validation", "prediction", "other")
+"""Kinds of entries."""
 AMOUNTS = (
     "seconds",
     "device_seconds",
@@ -29,7 +30,7 @@ AMOUNTS = (
     "tokens_out",
     "joules",
 )
-"""Kinds of entries."""
+"""Names of the fields of `Amounts`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,15 @@ class Prices:
                 raise ValueError(
                     f"currency is empty: {name}={price} needs one, such as USD"
                 )
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no price; a currency alone is none.
+
+        >>> Prices("USD").empty, Prices("USD", device_hour=2.0).empty
+        (True, False)
+        """
+        return not self._given()
 
     def _given(self) -> dict[str, float]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

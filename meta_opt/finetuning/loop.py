@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from meta_opt import run_log
-from meta_opt.checkpoints import Checkpoints
+from meta_opt.checkpoints import Checkpoints, Restored
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.meta_step import MetaSteps
 from meta_opt.finetuning.planning import device_limit
@@ -176,7 +176,8 @@ class Trainer:
                 f"the run in {self.workdir} had other frozen parameters; start it "
                 "from the same model, or use another --workdir"
             )
-        self.state = dataclasses.replace(self.state, **restored.state)
+        initial = self.state
+        self.state = dataclasses.replace(initial, **restored.state)
         self.batches.set_state(host["batches"])
         self.pending = host["pending"]
         self.feedback = math.nan if host["feedback"] is None else host["feedback"]
@@ -186,8 +187,34 @@ class Trainer:
         if self.meta is not None:
             self.meta.set_state(host["meta"])
         self.step = restored.step
+        if self.config.recovery.enabled:
+            self.snapshot.keep(self._kept_before(checkpoints, restored, initial))
         _log.info("resuming %s from step %d", self.workdir, self.step)
         return self.step
+
+    def _kept_before(
+        self, checkpoints: Checkpoints, restored: Restored, initial: TrainState
+    ) -> TrainState:
+        """Returns the state that the run would roll back to without interruption.
+
+        It is that of the last checkpoint at its interval after a good record, at first
+        the initial one. The restored state may already be spoilt: it was saved at any
+        step, on a signal.
+        """
+        every = self.config.checkpoint_every
+        for step in reversed(checkpoints.steps()):
+            if step > restored.step or step % every:
+                continue
+            found = restored
+            if step != restored.step:
+                found = checkpoints.restore(initial.saved(), step) or restored
+            monitor = RunMonitor(self.config.recovery, self.config.best_mode)
+            monitor.set_state(found.host["monitor"])
+            if monitor.good:
+                return dataclasses.replace(initial, **found.state)
+        # Without the checkpoint, which may have been removed, the nearest there is.
+        late = restored.step >= every and self.monitor.good
+        return self.state if late else initial
 
     def train(self, signals: Signals, label: str) -> None:
         """Runs the remaining steps."""
@@ -196,7 +223,8 @@ class Trainer:
             self._evaluate()
         if self.step >= config.num_steps or self.stopped:
             return
-        self._keep()
+        if not self.snapshot.kept:
+            self._keep()
         note_progress(self.step, self.workdir)
         show = config.progress and jax.process_index() == 0
         bar = run_log.progress_bar(

@@ -193,11 +193,11 @@ class MetaSteps:
         whole = replicated(self._mesh)
         finish = jax.jit(self._programs.finish, out_shardings=whole)
         if self._programs.primary is None:
-            batch = self._placed(next(batches))
+            batch = self._next(batches)
             with jax.set_mesh(self._mesh):
                 self._finish = finish.lower(state, batch).compile()
             return
-        first, second = (self._placed(next(batches)) for _ in range(2))
+        first, second = (self._next(batches) for _ in range(2))
         layout = jax.tree.map(lambda x: x.sharding, state.params)
         primary = jax.jit(self._programs.primary, out_shardings=(layout, whole))
         with jax.set_mesh(self._mesh):
@@ -214,11 +214,11 @@ class MetaSteps:
         """Returns the state after step ``step``, taking a meta-step if one is due."""
         if step % self.interval:
             return state
-        batch = self._placed(next(self._batches))
+        batch = self._next(self._batches)
         of_primary: tuple[Any, ...] = ()
         if self._primary is not None:
             of_primary = self._primary(state, batch)
-            batch = self._placed(next(self._batches))
+            batch = self._next(self._batches)
         objective, metrics = self._finish(state, *of_primary, batch)
         self.pending.append(metrics)
         return dataclasses.replace(state, objective=objective)
@@ -248,5 +248,13 @@ class MetaSteps:
         self._batches.set_state(state["batches"])
         self.pending = state["pending"]
 
-    def _placed(self, batch: PyTree) -> PyTree:
+    def _next(self, batches: Batches) -> PyTree:
+        """Takes a batch and shards it over the devices."""
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise ValueError(
+                "the meta-validation data ended before the run; the iterator must "
+                "repeat"
+            ) from None
         return place_batch(self._mesh, batch, self._batch_size, self._rows)

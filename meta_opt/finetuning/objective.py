@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from meta_opt.losses.balancing import gradnorm_loss, gradnorm_weights, pcgrad
-from meta_opt.meta_loss.balancers import Combiner
+from meta_opt.meta_loss.balancers import COMBINERS, Combiner
 from meta_opt.meta_loss.masking import present_losses, zero_absent
 from meta_opt.meta_loss.settings import MetaLossConfig
 from meta_opt.types import PyTree
@@ -121,6 +121,11 @@ def make_objective(workload: Workload, config: MetaLossConfig | None) -> Objecti
         raise ValueError(
             f"the primary loss {losses.primary!r} is not among the losses: "
             f"{', '.join(losses.names)}"
+        )
+    if config.weights is not None and config.combiner not in COMBINERS:
+        raise ValueError(
+            f"meta_loss.combiner={config.combiner!r} has no weights to set: leave "
+            "meta_loss.weights out"
         )
     if config.combiner == "primary":
         return _primary(workload.loss_fn, losses.primary)
@@ -238,12 +243,10 @@ def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Obj
     def update(state: PyTree, signals: PyTree) -> PyTree:
         losses, norms = signals["losses"], signals["norms"]
         first = jnp.where(jnp.isfinite(state["first"]), state["first"], losses)
-        usable = present_losses(losses) & present_losses(first)
+        # A finite loss may have a gradient that is not, which must not reach phi.
+        usable = present_losses(losses) & jnp.isfinite(norms)
         grads = jax.grad(gradnorm_loss)(
-            state["phi"],
-            norms,
-            jnp.where(usable, losses, 1.0),
-            jnp.where(usable, first, 1.0),
+            state["phi"], norms, losses, first, present=usable
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["phi"])
         phi = gradnorm_weights(optax.apply_updates(state["phi"], updates))
@@ -258,10 +261,15 @@ def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
     ) -> Gradients:
         key, rng = jax.random.split(rng)
         losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
-        safe = zero_absent(losses, present_losses(losses))
+        present = present_losses(losses)
+        count = jnp.maximum(jnp.sum(present), 1)
         grads, _ = pcgrad(each, key)
+        # A mean over all losses, of which those left out have a gradient of 0.
+        scale = len(names) / count
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         shown = {**metrics, **loss_metrics(names, losses)}
-        return Gradients(jnp.mean(safe), shown, (), grads)
+        loss = jnp.sum(zero_absent(losses, present)) / count
+        return Gradients(loss, shown, (), grads)
 
     return Objective(lambda key: (), gradient, lambda state, signals: state)
 

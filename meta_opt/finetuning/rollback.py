@@ -19,6 +19,11 @@ class RollbackSnapshot:
     def __init__(self) -> None:
         self._kept: dict[str, PyTree] | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether a state was kept."""
+        return self._kept is not None
+
     def keep(self, state: TrainState) -> None:
         """Copies the parts of the state that a rollback restores."""
         self._kept = jax.tree.map(_to_host_memory, _changing(state))

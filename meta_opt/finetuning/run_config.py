@@ -15,7 +15,7 @@ from meta_opt.meta_loss.settings import MetaLossConfig, read_meta_loss
 from meta_opt.optimizers.registry import OptimizerConfig
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.mesh import MeshConfig
-from meta_opt.types import check_keys, from_config
+from meta_opt.types import check_keys, check_mapping, from_config
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.workload import WorkloadConfig
 
@@ -118,6 +118,7 @@ def read_run_config(
     of_workload = {field.name for field in dataclasses.fields(workload)}  # type: ignore
     check_keys(name, settings, (*_AT_THE_ROOT, *sorted(of_run | of_workload)))
     for section in ("loop", "optimizer"):
+        check_mapping(f"{name}.{section}", settings.get(section, {}))
         for key in set(_AT_THE_ROOT) & set(settings.get(section, {})):
             raise ValueError(f"{name}.{section}.{key}: give {name}.{key} instead")
     root = {key: settings[key] for key in _AT_THE_ROOT if key in settings}
@@ -137,7 +138,8 @@ def read_run_config(
         sections["meta_loss"] = meta_loss
     of_classes = {"privacy": PrivacyConfig, "balancing": BalancingConfig}
     for section, made_of in of_classes.items():
-        if isinstance(given := sections.get(section), Mapping):
+        given = sections.get(section)
+        if given is not None and not isinstance(given, made_of):
             sections[section] = from_config(made_of, given, f"{name}.{section}")
     of_run_given = {k: sections[k] for k in of_run & set(sections)}
     return from_config(RunConfig, {"workload": made, **of_run_given}, name)

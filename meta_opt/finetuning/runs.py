@@ -42,7 +42,7 @@ from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.parallel.placement import to_host
 from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.text_files import write_json
-from meta_opt.workloads.workload import Workload
+from meta_opt.workloads.workload import Batches, Workload
 
 _log = logging.getLogger(__name__)
 
@@ -211,13 +211,26 @@ def _meta_steps(
     if objective.combiner is None or objective.combiner.training != "meta":
         return None
     assert meta_loss is not None and workload.losses is not None
-    assert workload.meta_batches is not None
+    meta_batches = workload.meta_batches
+    assert meta_batches is not None
+    if meta_loss.interval > config.num_steps:
+        _log.warning(
+            "meta_loss.interval=%d is more than num_steps=%d: the combiner %r is never "
+            "trained",
+            *(meta_loss.interval, config.num_steps, meta_loss.combiner),
+        )
     batch_size = meta_loss.batch_size or config.batch_size
     mesh_lib.check_batch_size(mesh, batch_size)
     rows = mesh_lib.local_rows(mesh, batch_size)
-    open_batches = functools.partial(
-        workload.meta_batches, batch_size, config.seed, rows
-    )
+
+    def open_batches() -> Batches:
+        try:
+            return meta_batches(batch_size, config.seed, rows)
+        except ValueError as error:
+            raise ValueError(
+                f"meta-validation data, meta_loss.batch_size={batch_size}: {error}"
+            ) from None
+
     programs = make_meta_step(workload, objective, meta_loss, tx)
     return MetaSteps(
         programs, meta_loss.interval, open_batches, len(rows), batch_size, mesh

@@ -51,6 +51,7 @@ def gradnorm_loss(
     losses: jax.Array,
     first_losses: jax.Array,
     alpha: float = 1.5,
+    present: jax.Array | None = None,
 ) -> jax.Array:
     r"""Objective of GradNorm's loss weights (Chen et al. 2018, arXiv:1711.02257).
 
@@ -68,15 +69,24 @@ def gradnorm_loss(
         losses: l, [T].
         first_losses: losses at the start of training, [T].
         alpha: strength of the preference for losses that decrease slowly.
+        present: bool [T], false for losses to leave out of the sum and of both means,
+            whatever their values; None to use all.
 
     >>> one, two = jnp.ones(2), jnp.array([1.0, 2.0])
     >>> float(gradnorm_loss(one, two, one, one))
     1.0
     """
-    rate = losses / jnp.maximum(first_losses, _TINY)
-    rate = rate / jnp.maximum(jnp.mean(rate), _TINY)
-    target = jax.lax.stop_gradient(jnp.mean(weights * norms) * rate**alpha)
-    return jnp.sum(jnp.abs(weights * jax.lax.stop_gradient(norms) - target))
+    there = jnp.ones(weights.shape, bool) if present is None else present
+    count = jnp.maximum(jnp.sum(there), 1)
+    # Selected before any computation, so that gradients are finite.
+    norms = jax.lax.stop_gradient(jnp.where(there, norms, 0))
+    rate = jnp.where(there, losses, 0) / jnp.where(
+        there, jnp.maximum(first_losses, _TINY), 1
+    )
+    rate = rate / jnp.maximum(jnp.sum(rate) / count, _TINY)
+    mean = jnp.sum(weights * norms) / count
+    target = jax.lax.stop_gradient(mean * rate**alpha)
+    return jnp.sum(jnp.where(there, jnp.abs(weights * norms - target), 0))
 
 
 def gradnorm_weights(weights: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import optax
 from meta_opt.meta_loss.balancers import COMBINERS, Combiner, make_combiner
 from meta_opt.meta_loss.combiner import CombinerConfig
 from meta_opt.meta_loss.hypergradients import HypergradientConfig
-from meta_opt.types import check_least, check_name, from_config
+from meta_opt.types import check_least, check_mapping, check_name, from_config
 
 COMBINATIONS = ("primary", *COMBINERS, "gradnorm", "pcgrad")
 """Loss combination methods; those not in `COMBINERS` need per-loss gradients or that of
@@ -172,7 +172,9 @@ def read_meta_loss(
     >>> config.network.ffn_size, config.network.dropout, config.interval
     (512, 0.0, 3)
     """
+    check_mapping(name, settings)
     given = dict(settings)
+    check_mapping(f"{name}.network", given.get("network", {}))
     start: dict[str, Any] = {}
     if preset := given.pop("published", ""):
         check_name(f"{name}.published", preset, PUBLISHED)

@@ -4,16 +4,22 @@ import re
 import string
 from collections.abc import Sequence
 
-_MARKS = str.maketrans("", "", string.punctuation)
+# Not the point of a decimal fraction, nor the sign of a number.
+_MARKS = re.compile(rf"(?!(?<=\d)\.\d|(?<!\w)-\d)[{re.escape(string.punctuation)}]")
 
 
 def plain(text: str) -> str:
     """Normalises a text for exact match: lower case, no punctuation, single spaces.
 
-    >>> plain(" A red  Fish. ")
-    'a red fish'
+    Decimal points and signs of numbers are kept, and so is a text of punctuation alone,
+    such as an operator.
+
+    >>> plain(" A red  Fish. "), plain("-1.5."), plain(" + ")
+    ('a red fish', '-1.5', '+')
     """
-    return re.sub(r"\s+", " ", text.lower().translate(_MARKS)).strip()
+    lower = text.lower()
+    kept = _MARKS.sub("", lower)
+    return re.sub(r"\s+", " ", kept if kept.strip() else lower).strip()
 
 
 def answer_metrics(

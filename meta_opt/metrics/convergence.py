@@ -1,5 +1,6 @@
 """Convergence speed of loss curves."""
 
+import math
 from collections.abc import Sequence
 
 _NEAR, _STAYS = 1.01, 3
@@ -9,7 +10,8 @@ def convergence_epoch(losses: Sequence[float]) -> int:
     """The first of 3 consecutive epochs within 1% of the run's best loss.
 
     Args:
-        losses: validation loss after each epoch.
+        losses: validation loss after each epoch, at least one; one that is NaN or
+            infinite is never the best.
 
     Returns:
         The epoch, from 1. Near the end of a run fewer than 3 epochs suffice; a run that
@@ -18,8 +20,10 @@ def convergence_epoch(losses: Sequence[float]) -> int:
     >>> convergence_epoch([2.0, 1.0, 1.5, 1.001, 1.0, 1.0])
     4
     """
-    best = min(losses)
-    near = [loss <= _NEAR * best for loss in losses]
+    best = min(filter(math.isfinite, losses), default=math.nan)
+    # Within 1% of a negative loss is above it, too.
+    bound = _NEAR * best if best >= 0 else best / _NEAR
+    near = [loss <= bound and math.isfinite(loss) for loss in losses]
     for epoch in range(len(near)):
         if all(near[epoch : epoch + _STAYS]):
             return epoch + 1

@@ -160,13 +160,20 @@ def search_settings(
 
     Raises:
         Interrupted: on SIGINT or SIGTERM; the same call resumes.
-        ValueError: an unknown optimizer setting, a batch size above the number of
-            examples, or a stored study with another space, run or seed.
+        ValueError: an unknown optimizer setting, batch sizes that are not choices, a
+            batch size above the number of examples, or a stored study with another
+            space, run or seed.
         RuntimeError: no trial completed.
     """
     fields = {field.name for field in dataclasses.fields(OptimizerConfig)}
     check_keys("config.space", space, (*sorted(fields - {"num_steps"}), _BATCH_SIZE))
     sizes = space[_BATCH_SIZE].choices if _BATCH_SIZE in space else ()
+    # A range draws floats, with which every trial would fail.
+    if _BATCH_SIZE in space and not (sizes and all(map(_is_size, sizes))):
+        raise ValueError(
+            f"config.space.batch_size={space[_BATCH_SIZE]} must be a choice of "
+            "integers: kind='choice', choices=(16, 32, 64)"
+        )
     if too_large := [x for x in sizes if x > trial.examples]:
         raise ValueError(
             f"config.space.batch_size has the choices {too_large}, more than the "
@@ -191,6 +198,10 @@ def search_settings(
         maximize=True,
         expiry_seconds=expiry_seconds,
     )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def measure_setting(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from meta_opt.types import from_config, near_match
+from meta_opt.types import check_mapping, from_config, near_match
 
 
 class Suggests(Protocol):
@@ -67,8 +67,9 @@ def read_space(given: Mapping[str, Any], path: str) -> dict[str, Setting]:
         path: path of the mapping in the config, for error messages.
 
     Raises:
-        ValueError: an unknown field, or values that `Setting` refuses.
+        ValueError: not a mapping, an unknown field, or values that `Setting` refuses.
     """
+    check_mapping(path, given)
     return {k: from_config(Setting, v, f"{path}.{k}") for k, v in given.items()}
 
 

@@ -22,7 +22,7 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples, spectrograms
 from meta_opt.data.sources.jsonl_samples import is_path
 from meta_opt.data.sources.multimodal import TASKS, find_task, read_split
-from meta_opt.types import PyTree, check_keys, check_name
+from meta_opt.types import PyTree, check_keys, check_least, check_name
 from meta_opt.workloads.lower_features import (
     FeatureCache,
     divide_encoder,
@@ -82,10 +82,7 @@ class InputsConfig:
             check_name("inputs.task", self.task, TASKS)
         for field in ("trainable_layers", "pool_size"):
             check_keys(f"inputs.{field}", getattr(self, field), self.encoders)
-        if self.max_unreadable < 0:
-            raise ValueError(
-                f"inputs.max_unreadable={self.max_unreadable} must be at least 0"
-            )
+        check_least("inputs", self, image_size=1, max_examples=0, max_unreadable=0)
 
 
 class Inputs(NamedTuple):

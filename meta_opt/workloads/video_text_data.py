@@ -32,7 +32,7 @@ from meta_opt.data.sources.clips import (
     hold_out,
 )
 from meta_opt.data.sources.video_annotations.clips import NAMED
-from meta_opt.types import PyTree, check_keys, check_name
+from meta_opt.types import PyTree, check_keys, check_least, check_name
 from meta_opt.workloads.clip_reader import PRECOMPUTED, ClipReader, ClipReaderConfig
 from meta_opt.workloads.frame_targets import centre_targets, make_codebook
 
@@ -99,9 +99,8 @@ class ClipsConfig:
             if modality not in self.encoders:
                 raise ValueError(f"clips.encoders has no encoder of {modality}")
         check_keys("clips.trainable_layers", self.trainable_layers, self.encoders)
-        for name in ("frames", "codebook_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"clips.{name}={getattr(self, name)} must be positive")
+        check_least("clips", self, frames=1, codebook_size=1, image_size=1)
+        check_least("clips", self, max_examples=0)
 
     def check_task(self, task: str) -> None:
         """Raises ValueError if the source does not support a task."""

@@ -458,7 +458,7 @@ WRONG = [
         "tgif_qa_action",
         "Train_action_question.csv",
         replaced("\tfall\t", "\t\t"),
-        "line 2: 'a4' must be a string, not ''",
+        "line 2: 'a4' is blank and must have a text; expected",
     ),
     (
         "tgif_qa_frame",

@@ -190,6 +190,25 @@ def test_an_interrupted_run_goes_on_in_the_same_bits(tmp_path):
         assert again.actions == unbroken.actions
 
 
+@pytest.mark.parametrize(
+    "at",
+    # After the batch of NaN and before the record that finds it.
+    [43, *(pytest.param(x, marks=pytest.mark.slow) for x in (3, 42))],
+)
+def test_a_run_interrupted_on_its_way_to_a_rollback_recovers(tmp_path, at):
+    """Its checkpoint has the NaN already, and must not be what is rolled back to."""
+    first = 1 if at < 8 else 41
+    fault = with_nan(first, first + 1)
+    unbroken = train(config=LONG, batches=Faulty(fault), tx=optax.adam(3e-3))
+    batches = SignallingBatches(Faulty(fault), signal.SIGTERM, at)
+    with pytest.raises(Interrupted, match=f"at step {at}"):
+        train(tmp_path, LONG, batches=batches, tx=optax.adam(3e-3))
+    again = train(tmp_path, LONG, batches=Faulty(fault), tx=optax.adam(3e-3))
+    assert kinds(again) == ["shrink", "roll back", "grow"]
+    assert digest(again.state.params) == digest(unbroken.state.params)
+    assert again.actions == unbroken.actions
+
+
 # What it decides
 
 

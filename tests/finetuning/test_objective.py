@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from meta_opt.data.array_batches import array_batches
 from meta_opt.finetuning.meta_step import make_meta_step
 from meta_opt.finetuning.objective import make_objective
 from meta_opt.finetuning.runs import run
@@ -143,6 +144,31 @@ def test_pcgrad_projects_what_conflicts():
     assert_close(found.grads, pcgrad(stacked, key)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("combiner", ["equal", "pcgrad"])
+def test_a_loss_left_out_is_not_in_the_mean(combiner):
+    """Nor does it shrink the step, as a loss and a gradient of 0 would."""
+
+    def two_of(params, frozen, batch, rng):
+        losses, metrics = losses_fn(params, frozen, batch, rng)
+        return losses[jnp.array([0, 2])], metrics
+
+    def broken(params, frozen, batch, rng):
+        losses, metrics = losses_fn(params, frozen, batch, rng)
+        return losses.at[1].set(jnp.nan), metrics
+
+    params = jax.tree.map(jnp.asarray, toy.make_params())
+    batch, rng = next(batches(0)(8)), jax.random.key(2)
+    found = []
+    for names, fn in ((NAMES, broken), (NAMES[::2], two_of)):
+        workload = make_workload(losses=Losses(names, "distance", fn))
+        objective = make_objective(workload, MetaLossConfig(combiner))
+        state = objective.init(jax.random.key(1))
+        found.append(jax.jit(objective.gradient)(state, params, (), batch, rng))
+    assert found[0].metrics["masked_losses"] == 1
+    assert found[0].loss == pytest.approx(float(found[1].loss), rel=1e-6)
+    assert_close(found[0].grads, found[1].grads, rtol=1e-4, atol=1e-6)
+
+
 def test_uncertainty_learns_its_variances_with_the_meta_optimizer():
     config = MetaLossConfig("uncertainty", learning_rate=0.1)
     objective, state, found, _, _ = first_gradients(config)
@@ -165,6 +191,21 @@ def test_gradnorm_moves_its_weights_and_keeps_their_sum():
     np.testing.assert_allclose(new["phi"], expected, rtol=1e-3)
     np.testing.assert_allclose(jnp.sum(new["phi"]), 3.0, rtol=1e-6)
     np.testing.assert_array_equal(new["first"], losses)
+
+
+@pytest.mark.parametrize("broken", ["losses", "norms"])
+def test_gradnorm_survives_a_loss_or_gradient_that_is_not_finite(broken):
+    objective = make_objective(make_workload(), MetaLossConfig("gradnorm"))
+    state = objective.init(jax.random.key(1))
+    signals = {
+        "losses": jnp.array([1.0, 2.0, 3.0]),
+        "norms": jnp.array([4.0, 1.0, 2.0]),
+    }
+    signals[broken] = signals[broken].at[1].set(jnp.nan)
+    new = objective.update(state, signals)
+    assert np.all(np.isfinite(new["phi"])) and float(new["phi"][1]) > 0
+    # The other two still move apart, as without the third: 4 and 2 around 3.
+    assert new["phi"][0] < new["phi"][1] < new["phi"][2]
 
 
 def test_micro_batches_give_the_gradient_of_the_whole():
@@ -346,11 +387,52 @@ def test_a_meta_step_that_is_not_finite_changes_nothing():
             "two losses have one name, among size, size",
         ),
         ({}, MetaLossConfig("fixed", weights=(1.0,)), "1 weights for 3 losses"),
+        *(
+            ({}, MetaLossConfig(x, weights=(1.0,) * 3), f"'{x}' has no weights to set")
+            for x in ("meltr", "equal", "primary", "gradnorm", "pcgrad")
+        ),
     ],
 )
 def test_what_does_not_fit_is_an_error(changes, config, message):
     with pytest.raises(ValueError, match=message):
         train(config, workload=make_workload(**changes))
+
+
+def test_a_combiner_that_is_never_trained_is_warned_of(caplog):
+    short = dataclasses.replace(toy.CONFIG, num_steps=2)
+    train(dataclasses.replace(MELTR, interval=3), config=short)
+    assert "meta_loss.interval=3 is more than num_steps=2" in caplog.text
+
+
+def test_too_few_examples_for_a_meta_batch_are_named():
+    held_out = functools.partial(array_batches, {"x": np.zeros((5, 2), np.float32)})
+    message = r"meta-validation data, meta_loss.batch_size=8: .* there are 5"
+    with pytest.raises(ValueError, match=message):
+        train(MELTR, workload=make_workload(meta_batches=held_out))
+
+
+class Few:
+    """Batches that end after three."""
+
+    def __init__(self, batches):
+        self._batches, self._left = batches, 3
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self._left:
+            raise StopIteration
+        self._left -= 1
+        return next(self._batches)
+
+
+def test_meta_validation_data_that_end_are_named():
+    def few(*arguments):
+        return Few(batches(5)(*arguments))
+
+    with pytest.raises(ValueError, match=r"meta-validation data ended .* must repeat"):
+        train(MELTR, workload=make_workload(meta_batches=few))
 
 
 def test_settings_of_a_config_file():
@@ -364,3 +446,7 @@ def test_settings_of_a_config_file():
         read_meta_loss({"same_batch": True, "hypergradient": {"kind": "sama"}})
     with pytest.raises(ValueError, match="interval=0 must be at least 1"):
         read_meta_loss({"interval": 0})
+    with pytest.raises(ValueError, match=r"config.m must be settings by name"):
+        read_meta_loss("meltr", "config.m")
+    with pytest.raises(ValueError, match=r"config.m.network must be settings by"):
+        read_meta_loss({"published": "univl", "network": 8}, "config.m")

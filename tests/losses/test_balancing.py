@@ -44,6 +44,24 @@ def test_gradnorm_raises_the_weight_of_what_is_slow():
     assert float(jnp.sum(gradnorm_weights(jnp.array([-1.0, 0.5, 2.0])))) == 3.0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_gradnorm_leaves_out_an_absent_loss(bad):
+    """As if it did not exist: it neither pulls nor counts in the means."""
+    weights, norms = jnp.array([0.5, 2.0, 1.5]), jnp.array([1.0, bad, 3.0])
+    losses, first = jnp.array([1.0, bad, 4.0]), jnp.array([2.0, bad, 4.0])
+    there = np.array([True, False, True])
+    value, grad = jax.value_and_grad(gradnorm_loss)(
+        weights, norms, losses, first, present=there
+    )
+    # By hand: rates 2/3 and 4/3, mean norm (0.5 + 4.5) / 2.
+    expected = abs(0.5 - 2.5 * (2 / 3) ** 1.5) + abs(4.5 - 2.5 * (4 / 3) ** 1.5)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(grad, [-1.0, 0.0, 3.0], rtol=1e-6)
+    nothing = jnp.zeros(3, bool)
+    grad = jax.grad(gradnorm_loss)(weights, norms, losses, first, present=nothing)
+    np.testing.assert_array_equal(grad, 0.0)
+
+
 def numpy_pcgrad(grads, orders):
     out = []
     for i, order in enumerate(orders):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from meta_opt.metrics.answers import answer_metrics, plain
 from meta_opt.metrics.classification import (
     calibration_error,
     classification_metrics,
@@ -137,6 +138,30 @@ def test_counts_are_rounded_and_clipped():
         np.array([3, 3, 1, 10, 2]), np.array([3.4, 2.5, -4.0, 30.0, 6.2])
     )
     assert metrics == {"accuracy": 4 / 5, "mse": 16 / 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It's a well-known  dog!", "its a wellknown dog"),
+        ("3.", "3"),
+        ("(-2.50)", "-2.50"),
+        ("chapter-5, 1/2", "chapter5 12"),
+        ("...", "..."),
+        (" ", ""),
+    ],
+)
+def test_texts_for_exact_match(text, expected):
+    assert plain(text) == expected
+
+
+def test_numbers_and_operators_are_not_confused():
+    """Without points and signs these would all be right."""
+    written, right = ["1.5", "-5", "+", ""], [["15"], ["5"], ["-"], ["?"]]
+    assert answer_metrics(written, right)["exact_match"] == 0.0
+    assert answer_metrics(written, [["1.5."], ["-5"], ["+"], ["", "a"]])[
+        "exact_match"
+    ] == pytest.approx(100.0)
 
 
 def test_errors_of_counts():

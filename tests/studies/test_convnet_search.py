@@ -114,6 +114,11 @@ def test_what_no_trial_could_use_is_an_error_before_the_first(base, trial, tmp_p
     wide = {"batch_size": Setting("choice", choices=(8, 32, 64))}
     with pytest.raises(ValueError, match=r"choices \[32, 64\], more than the 24"):
         searched(base, trial, storage, space=wide)
+    for sizes in (Setting("log", 8, 16), Setting("choice", choices=("8", 12))):
+        with pytest.raises(ValueError, match="must be a choice of integers"):
+            searched(base, trial, storage, space={"batch_size": sizes})
+    with pytest.raises(ValueError, match=r"config.space must be settings by name"):
+        read_space(["batch_size"], "config.space")
     with pytest.raises(ValueError, match="batch_size=25 is more than the 24"):
         trial({"batch_size": 25})
     with pytest.raises(ValueError, match="did you mean 'weighted_f1'"):

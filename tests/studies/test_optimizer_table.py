@@ -68,6 +68,12 @@ def test_convergence():
     # Left again, so that it has not converged there; the end counts with fewer.
     assert convergence_epoch([1.0, 2.0, 1.005, 2.0, 1.0]) == 5
     assert convergence_epoch([1.0, 1.5, 2.0]) == 3
+    # An epoch that is not finite is not near anything, wherever it is.
+    nan = float("nan")
+    assert convergence_epoch([nan, 2, 1, 1.005, 1.002, 1]) == 3
+    assert convergence_epoch([2, 1, nan, 1, 1, 1]) == 4
+    assert convergence_epoch([nan, nan]) == 2
+    assert convergence_epoch([0.0, -1.0, -1.0, -1.005]) == 2
 
 
 def test_a_cell_against_adamw():

@@ -260,6 +260,9 @@ def test_policies_need_prices_and_names_of_their_own():
     policies = {"dynamic": {"point_value": 1.0}}
     with pytest.raises(ValueError, match=r"policies.dynamic.point_value.*prices"):
         read_study({**settings, "policies": policies})
+    # Else the error would come after the first phase.
+    with pytest.raises(ValueError, match=r"policies.dynamic.point_value.*prices"):
+        read_study({**settings, "policies": policies, "prices": {"currency": "USD"}})
     optimizers = {"a": {"name": "adamw"}, "a_b": {"name": "adamw"}}
     with pytest.raises(ValueError, match="the name of another"):
         read_study({**settings, "optimizers": optimizers, "policies": {"b": {}}})
@@ -366,6 +369,11 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         Phases(study(width=100), tmp_path)
     with pytest.raises(ValueError, match=r"phases=3: .* has 2"):
         Phases(study(phases=3), tmp_path)
+    made = study()
+    loop = dataclasses.replace(made.run.loop, batch_size=99)
+    large = dataclasses.replace(made, run=dataclasses.replace(made.run, loop=loop))
+    with pytest.raises(ValueError, match=r"batch_size=99: phase 1 has \d+ examples"):
+        Phases(large, tmp_path)
     with pytest.raises(ValueError, match="longest right answer has"):
         Phases(study(answer_tokens=2), tmp_path)
 
@@ -384,6 +392,10 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         ("optimizers", {"a": {"name": "adamv"}}, "unknown optimizer 'adamv'"),
         ("optimizers", {"a/b": {"name": "adamw"}}, "letters, digits"),
         ("optimizers", {"zero_shot": {"name": "adamw"}}, "letters, digits"),
+        ("optimizers", ["adamw"], r"config.optimizers must be settings by name, not"),
+        ("optimizers", {"a": None}, r"config.optimizers.a must be settings by name"),
+        ("policies", "stop", r"config.policies must be settings by name, not 'stop'"),
+        ("data", "renamed", r"config.data must be settings by name, not 'renamed'"),
     ],
 )
 def test_settings_that_will_not_do(key, value, message):
@@ -415,6 +427,13 @@ def test_errors_of_format_and_of_knowledge(tmp_path):
     rows = [json.loads(x) for x in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [row["category"] for row in rows] == ["hat", "shoe", None, "shoe"]
     assert rows[2]["status"] == "unparseable" and rows[3]["likeliest"] == "hat"
+    # A model that diverged is not right about the first class.
+    scores = np.where(np.arange(4)[:, None] < 2, np.nan, scores)
+    predictions = Predictions(examples, written, scores)
+    assert predictions.metrics()["likelihood"]["accuracy"] == 0.25
+    predictions.write(tmp_path / "p.jsonl")
+    rows = [json.loads(x) for x in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row["likeliest"] for row in rows] == [None, None, "shoe", "hat"]
 
 
 def made_up(folder, accuracy, seconds=0.0, count=180):
@@ -464,6 +483,9 @@ def test_the_summary_of_made_up_phases(arms, tmp_path):
     assert first.cost_per_point["money"] == pytest.approx(1.0 / 20)
     assert together.cost_per_point["device_seconds"] == pytest.approx(3000 / 25)
     assert adamw.outcomes[1].prediction().seconds == pytest.approx(0.1)
+    # A currency without a price does not replace the prices of the runs.
+    again = read_arms(tmp_path, ["learned"], 2, Prices("USD"))[0].costs()
+    assert again == learned.costs()
     # Wilson's interval, by its formula.
     p, n, z = 0.75, 180, 1.959964
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)

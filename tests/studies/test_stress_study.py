@@ -179,6 +179,29 @@ def test_what_is_finished_is_not_run_again(settings, tmp_path, monkeypatch):
         StressTest(fewer, tmp_path).run()
 
 
+def test_a_report_before_the_baseline_is_tested(settings, classifier, tmp_path):
+    """After an interruption the finished parts are reported without comparison."""
+    models = {"small": str(classifier), "other": str(classifier)}
+    made = settings(models=models, baseline="other", tests={"corruptions": []})
+    test = StressTest(read_stress(made), tmp_path)
+    test.run()
+    predictions = test.predictions()
+    assert test.baseline(predictions) == "other"
+    first = [one for one in predictions if one.model == "small"]
+    assert test.baseline(first) == "" and test.baseline([]) == ""
+    summary = summarise(first, test.baseline(first))
+    page = write_stress_report(tmp_path, summary, first)
+    assert not summary.models and "small" in page
+    by_default = StressTest(read_stress(settings(models=models)), tmp_path)
+    assert by_default.baseline(predictions) == by_default.baseline(first) == "small"
+    assert by_default.baseline([]) == ""
+    # Predictions that were removed are not left out without a word.
+    lost = next((tmp_path / "predictions" / "other").rglob("clean_32_px.jsonl"))
+    lost.unlink()
+    with pytest.raises(ValueError, match=r"clean_32_px.jsonl is not there, but clean"):
+        test.predictions()
+
+
 def test_models_at_several_widths_are_one_in_the_matrix(settings, data, tmp_path):
     models = {}
     for px in WIDTHS:
@@ -316,6 +339,28 @@ def test_answers_are_read_by_the_list_that_was_shown(
     assert said["1 distractor"] <= {"flag", "shoe"}
     # Loaded once, with room for the longest prompt.
     assert len(lengths) == 1 and lengths[0][0] >= max(len(p.split()) for p in asked)
+
+
+def test_a_model_that_diverged_has_no_answer(monkeypatch):
+    """Rather than the first category, with the confidence 1."""
+    rows = np.array([[0.2, 0.8], [np.nan, np.nan], [0.4, np.nan]], np.float32)
+    model = types.SimpleNamespace(
+        class_names=CLASSES,
+        probabilities=lambda pictures, px: rows,
+        classify=lambda pictures, texts, prompt: rows,
+    )
+    monkeypatch.setattr(subjects, "PictureClassifier", types.SimpleNamespace)
+    monkeypatch.setattr(subjects, "GenerativeModel", types.SimpleNamespace)
+    monkeypatch.setattr(subjects, "load_exported", lambda *_, **__: model)
+    monkeypatch.setattr(subjects, "read_preprocessing", lambda _: None)
+    monkeypatch.setattr(subjects, "lengths_of", lambda *_: (1, 1))
+    asked = plain(CLASSES, plain_template())
+    for prompted in (False, True):
+        described = subjects.Described("model", prompted, 32, CLASSES, "digest")
+        subject = subjects.open_subject(described, [asked], "likelihood", 4)
+        sure, *lost = subject.answer([], asked, 0)
+        assert sure.category == "shoe" and sure.confidence == pytest.approx(0.8)
+        assert lost == [subjects.Answer(None, None)] * 2
 
 
 @pytest.fixture
@@ -466,6 +511,15 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
         "corruption": []})  # fmt: skip
     fails("no model to test", models={})
     fails("baseline='x' must be one of small", baseline="x")
+    # Their predictions would be read twice, which failed after all work was done.
+    fails(r"tests\.widths=\(32, 32\) has one of them", tests={"widths": [32, 32]})
+    fails(r"training\.seeds=\(0, 0\) has one", training={"seeds": [0, 0]})
+    fails(r"config\.models must be settings by name, not \['m'\]", models=["m"])
+    fails(r"config\.learners must be settings by name", learners=["net"])
+    fails(r"learners\.net must be settings by name", learners={"net": "resnet"})
+    fails(r"net\.pictures must be settings by name", learners={"net": {"pictures": 3}})
+    fails("tests.synonyms must be settings by name", tests={"synonyms": ["hat"]})
+    fails("shift.labels must be settings by name", shift={"labels": ["hat"]})
     fails("synonym of='shoo' must be one of hat", tests={"synonyms": {"shoo": "x"}})
     learner = {"batch_size": 4, "pictures": {}, "num_steps": 4}
     fails(r"learners\.net\.num_steps: training\.epochs", learners={"net": learner})

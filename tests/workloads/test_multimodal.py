@@ -38,7 +38,7 @@ from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.lower_features import pooled
 from meta_opt.workloads.multimodal import MultimodalConfig, evaluation_on
 from meta_opt.workloads.multimodal_export import read_multimodal, read_settings
-from meta_opt.workloads.multimodal_inputs import read_inputs
+from meta_opt.workloads.multimodal_inputs import InputsConfig, read_inputs
 from meta_opt.workloads.multimodal_model import (
     ADAPTED,
     build_multimodal,
@@ -106,6 +106,9 @@ def test_errors_of_tasks(monkeypatch):
         read_task("tuxpaint_trimodel", "train")
     with pytest.raises(ValueError, match="no split 'dev'"):
         read_task("tuxpaint_speech", "dev")
+
+    with pytest.raises(ValueError, match=r"inputs\.max_examples=-1 must be at least 0"):
+        InputsConfig("tuxpaint_trimodal", max_examples=-1)
 
     def lacking(split, data_dir, side):
         return Samples(text=["a"], label=np.zeros(1, np.int32), class_names=("x", "y"))

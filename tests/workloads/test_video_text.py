@@ -177,6 +177,11 @@ def test_errors_of_clips(clips_root, monkeypatch):
         clips_config(clips_root, source="animated_emojis")
     with pytest.raises(ValueError, match=r"clips\.encoders has no encoder of text"):
         clips_config(clips_root, encoders={"image": "toy_video_image"})
+    # One below 0 would silently leave out a clip.
+    with pytest.raises(ValueError, match=r"clips\.max_examples=-1 must be at least 0"):
+        clips_config(clips_root, max_examples=-1)
+    with pytest.raises(ValueError, match=r"clips\.image_size=0 must be at least 1"):
+        clips_config(clips_root, image_size=0)
     with pytest.raises(ValueError, match=r"clips\.frames=5 is more than model"):
         workload_config(clips_root, frames=5)
 

@@ -178,6 +178,23 @@ def test_misspelt_key_in_a_config_file_is_an_error(configs, section, key, near):
         read_run_config(ImageTextConfig, config)
 
 
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("optimizer", "adamw"),
+        ("loop", 5),
+        ("balancing", "pcgrad"),
+        ("meta_loss", "meltr"),
+        ("privacy", 8.0),
+    ],
+)
+def test_a_section_that_is_a_value_is_an_error(configs, section, value):
+    config = configs("finetune").get_config("smoke").to_dict()
+    message = rf"config\.{section} must be settings by name, not {value!r}"
+    with pytest.raises(ValueError, match=message):
+        read_run_config(ImageTextConfig, {**config, section: value})
+
+
 def test_bad_names_and_variants(configs):
     with pytest.raises(ValueError, match=r"one of all, lora, .*; did you mean 'lora'"):
         ModelConfig(trainable="lra")

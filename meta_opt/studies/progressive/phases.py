@@ -71,7 +71,8 @@ class Phases:
 
     Raises:
         FileNotFoundError: missing data; the message has the command that writes them.
-        ValueError: more phases than the data have, or a missing tokenizer.
+        ValueError: more phases than the data have, a batch size above the number of
+            examples of a phase, or a missing tokenizer.
     """
 
     def __init__(self, study: Study, workdir: str | Path) -> None:
@@ -91,7 +92,7 @@ class Phases:
         # Check all files before hours of training.
         for phase in range(1, self.count + 1):
             for width in self._at_width:
-                self._train_file(phase, width)
+                self._count_examples(phase, self._train_file(phase, width))
         self._held_out = {split: self.data.held_out(split) for split in SPLITS}
         workload = study.run.workload
         prompt, answer = needed_lengths(
@@ -222,6 +223,16 @@ class Phases:
         cumulative = self.study.config.mode == "cumulative"
         return self._at_width[width].train(phase, cumulative)
 
+    def _count_examples(self, phase: int, train: Path) -> int:
+        """Returns the number of a phase's examples; raises if it is below a batch."""
+        examples, size = _count_lines(train), self.study.run.loop.batch_size
+        if examples < size:
+            raise ValueError(
+                f"batch_size={size}: phase {phase} has {examples} examples; lower "
+                "batch_size"
+            )
+        return examples
+
     def _setup(
         self, run: RunConfig, train: Path | None, start: str, width: int
     ) -> dict[str, Any]:
@@ -284,14 +295,8 @@ class Phases:
     ) -> RunConfig:
         config, run = self.study.config, self.study.run
         optimizer, _ = self.study.tracks()[track]
-        examples = _count_lines(train)
-        size = run.loop.batch_size
-        if examples < size:
-            raise ValueError(
-                f"batch_size={size}: phase {phase} has {examples} examples"
-            )
         # An epoch leaves out an incomplete last batch.
-        per_epoch = examples // size
+        per_epoch = self._count_examples(phase, train) // run.loop.batch_size
         steps = config.epochs * per_epoch
         data = dataclasses.replace(
             self._workload.data,

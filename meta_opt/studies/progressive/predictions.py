@@ -83,6 +83,8 @@ class Predictions:
         examples: the examples.
         written: N generated answers.
         scores: log-likelihood of each class's correct answer in nats, float [N, K].
+            Where one is NaN, as of a model whose training diverged, no class is the
+            likeliest, which counts as wrong.
     """
 
     examples: Examples
@@ -98,19 +100,24 @@ class Predictions:
         """
         labels, classes = self.examples.labels, self.examples.classes
         report = report_answers(self.written, labels, classes)
-        likeliest = np.argmax(self.scores, axis=1)
         return {
             "answers": {
                 **report.metrics(),
                 **_averages(labels, report.predictions),
             },
-            "likelihood": _averages(labels, likeliest),
+            "likelihood": _averages(labels, self._likeliest()),
         }
+
+    def _likeliest(self) -> np.ndarray:
+        """Returns the index of the class of the likeliest answer; -1 for none."""
+        undefined = np.isnan(self.scores).any(axis=1)
+        return np.where(undefined, -1, np.argmax(self.scores, axis=1))
 
     def write(self, path: str | os.PathLike) -> None:
         """Writes a JSON line for each example, whole or not at all."""
         classes = self.examples.classes
         parser = CategoryParser(classes)
+        likeliest = self._likeliest()
 
         def row(i: int) -> dict[str, Any]:
             text = self.written[i]
@@ -121,7 +128,7 @@ class Predictions:
                 "answer": text,
                 "category": classes[read.category] if read.category >= 0 else None,
                 "status": read.status,
-                "likeliest": classes[int(np.argmax(self.scores[i]))],
+                "likeliest": classes[likeliest[i]] if likeliest[i] >= 0 else None,
                 "log_likelihoods": [
                     round(float(x), 4) if np.isfinite(x) else None
                     for x in self.scores[i]

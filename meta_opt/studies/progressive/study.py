@@ -7,7 +7,7 @@ from typing import Any
 from meta_opt.finetuning.run_config import RunConfig, read_run_config
 from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.studies.progressive.policy import PhasePolicy
-from meta_opt.types import check_least, check_name, from_config
+from meta_opt.types import check_least, check_mapping, check_name, from_config
 from meta_opt.workloads.export import FORMATS
 from meta_opt.workloads.image_text import ImageTextConfig
 
@@ -117,6 +117,8 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
     ):
         if of_run.get(key):
             raise ValueError(f"{name}.{key}: {why}")
+    for section in ("data", "optimizers", "policies"):
+        check_mapping(f"{name}.{section}", settings.get(section, {}))
     for key in ("name", "validation", "test"):
         if key in of_run.get("data", {}):
             raise ValueError(
@@ -134,6 +136,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
     for label, given in settings.get("optimizers", {}).items():
         where = f"{name}.optimizers.{label}"
         _check_label(label, where)
+        check_mapping(where, given)
         if "num_steps" in given:
             raise ValueError(
                 f"{where}.num_steps: the phases determine it; leave it out"
@@ -152,7 +155,7 @@ def read_study(settings: Mapping[str, Any], name: str = "config") -> Study:
         where = f"{name}.policies.{label}"
         _check_label(label, where)
         policies[label] = from_config(PhasePolicy, given, where)
-        if policies[label].point_value and not run.prices.currency:
+        if policies[label].point_value and run.prices.empty:
             raise ValueError(
                 f"{where}.point_value is compared with costs; give "
                 f"{name}.prices.device_hour and {name}.prices.currency"

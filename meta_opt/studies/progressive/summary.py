@@ -176,7 +176,7 @@ def read_arms(
         ValueError: damaged files; the message names them.
     """
     workdir = Path(workdir)
-    current = None if prices == Prices() else prices
+    current = None if prices is None or prices.empty else prices
     start = _outcome(workdir / ZERO_SHOT, 0, current)
     if start is None:
         return []

@@ -26,6 +26,7 @@ from meta_opt.studies.progressive.predictions import lengths_of
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.held_out import read_pictures
 from meta_opt.text_files import plain_json, write_jsonl
+from meta_opt.types import check_mapping
 from meta_opt.workloads.classification import ClassificationConfig
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
@@ -92,6 +93,9 @@ def read_learner(name: str, settings: Mapping[str, Any], where: str) -> Learner:
         ValueError: unknown keys, values out of range, settings that the test sets, or a
             model that is neither a classifier nor generative.
     """
+    check_mapping(where, settings)
+    for section in _OF_DATA:
+        check_mapping(f"{where}.{section}", settings.get(section, {}))
     for key, why in _DECIDED.items():
         if settings.get(key):
             raise ValueError(f"{where}.{key}: {why}")

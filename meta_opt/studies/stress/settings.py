@@ -7,11 +7,27 @@ from typing import Any
 
 from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
 from meta_opt.data.preprocessing.prompts import TEMPLATES
-from meta_opt.types import check_keys, check_least, check_name, from_config
+from meta_opt.types import (
+    check_keys,
+    check_least,
+    check_mapping,
+    check_name,
+    from_config,
+)
 
 ANSWERS = ("written", "likelihood")
 _PLAIN = "plain"
 _EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+def _check_distinct(section: str, config: Any, *names: str) -> None:
+    """Raises ValueError for a tuple with a value twice, which would be tested twice."""
+    for name in names:
+        values = getattr(config, name)
+        if len(set(values)) < len(values):
+            raise ValueError(
+                f"{section}.{name}={values} has one of them twice; give each once"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +86,10 @@ class TestsConfig:
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
+        check_mapping("tests.synonyms", self.synonyms)
+        _check_distinct(
+            "tests", self, "widths", "corruptions", "distractor_counts", "templates"
+        )
         check_name("tests.answers", self.answers, ANSWERS)
         for name in self.corruptions:
             check_name("tests.corruptions", name, CORRUPTIONS)
@@ -109,6 +129,7 @@ class ShiftConfig:
 
     def __post_init__(self) -> None:
         """Checks name and range."""
+        check_mapping("shift.labels", self.labels)
         check_least("shift", self, per_class=0)
         if not self.name:
             raise ValueError("shift.name='' must be a name")
@@ -154,6 +175,10 @@ class TrainingConfig:
             epochs=1,
             min_steps=1,
             max_steps=0,
+        )
+        _check_distinct(
+            *("training", self, "train_px", "seeds", "shots", "label_noise"),
+            "batch_sizes",
         )
         if not self.train_px or not self.seeds:
             raise ValueError(
@@ -238,6 +263,8 @@ def read_stress(settings: Mapping[str, Any], name: str = "config") -> StressConf
         (('contrast',), (1, 2, 4, 7))
     """
     check_keys(name, settings, [x.name for x in dataclasses.fields(StressConfig)])
+    for section in ("models", "learners"):
+        check_mapping(f"{name}.{section}", settings.get(section, {}))
     for model, folder in settings.get("models", {}).items():
         if not isinstance(folder, str) or not folder:
             raise ValueError(f"{name}.models.{model}={folder!r} must be a folder")

@@ -14,7 +14,7 @@ Finished parts are not repeated. Layout of a test's folder::
 import functools
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ from meta_opt.studies.stress.subjects import (
 )
 from meta_opt.text_files import read_json, write_json
 
+_PREDICTIONS = "predictions"
 _TRAINING_COST = 3
 """Approximate cost of a training example relative to a prediction."""
 
@@ -151,7 +152,7 @@ class StressTest:
 
     @property
     def test_pictures(self) -> int:
-        """Number of models."""
+        """Number of test images."""
         px = self._widths[0]
         return len(self._predictor.pictures(Condition(train_px=px, test_px=px)))
 
@@ -192,15 +193,32 @@ class StressTest:
         """Returns the predictions of all finished parts, in the order of the test.
 
         Raises:
-            ValueError: a file is damaged.
+            ValueError: a file is damaged or was removed.
         """
-        files = [
-            path
-            for unit in self._units()
-            if unit.record.is_file()
-            and (path := unit.record.with_suffix(".jsonl")).is_file()
-        ]
+        # Records of other folders are of trained models, which have no predictions.
+        of_tests = self.workdir / _PREDICTIONS
+        files = []
+        for unit in self._units():
+            if not unit.record.is_file() or of_tests not in unit.record.parents:
+                continue
+            files.append(unit.record.with_suffix(".jsonl"))
+            if not files[-1].is_file():
+                raise ValueError(
+                    f"{files[-1]} is not there, but {unit.record.name} beside it says "
+                    "that the test was finished: remove that to repeat the test"
+                )
         return read_predictions(files) if files else []
+
+    def baseline(self, predictions: Iterable[Prediction]) -> str:
+        """Returns the model that the others are compared with in a report.
+
+        It is that of the settings, by default the first one that was tested; "" while
+        none of its tests is finished, as after an interruption.
+        """
+        tested = {one.model for one in predictions}
+        if given := self.config.baseline:
+            return given if given in tested else ""
+        return next((name for name in self.names if name in tested), "")
 
     def _check_same(self, unit: Unit, setup: Mapping[str, Any]) -> None:
         record = read_json(unit.record)
@@ -275,7 +293,7 @@ class StressTest:
     # Tests
 
     def _test(self, model: Tested, condition: Condition, asked: Asked) -> Unit:
-        folder = self.workdir / "predictions" / model.name / f"seed_{model.seed}"
+        folder = self.workdir / _PREDICTIONS / model.name / f"seed_{model.seed}"
         record = folder / f"{_slug(condition)}.json"
 
         def setup() -> dict[str, Any]:
@@ -377,7 +395,7 @@ class StressTest:
         steps = self.config.training.steps(count, batch_size)
         record = folder / "training.json"
         if not kept:
-            predictions = self.workdir / "predictions" / learner.name / f"seed_{seed}"
+            predictions = self.workdir / _PREDICTIONS / learner.name / f"seed_{seed}"
             record = predictions / f"{slug}.json"
         features = str(self.workdir / "features") if learner.classifies else ""
         run = functools.cache(

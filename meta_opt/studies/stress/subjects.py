@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,7 +31,8 @@ class Answer(NamedTuple):
     """A model's answer about an image.
 
     Attributes:
-        category: name of a category or distractor; None if it could not be parsed.
+        category: name of a category or distractor; None if it could not be parsed, or
+            probabilities are NaN, as of a model whose training diverged.
         confidence: probability of the category; None if unknown.
     """
 
@@ -193,11 +194,7 @@ class _ClassifierSubject:
     ) -> list[Answer]:
         names = self._model.class_names
         rows = self._model.probabilities(pictures, px)
-        best = rows.argmax(axis=1)
-        return [
-            Answer(names[i], min(1.0, float(row[i])))
-            for i, row in zip(best, rows, strict=True)
-        ]
+        return [_likeliest(row, names.__getitem__) for row in rows]
 
 
 class _GenerativeSubject:
@@ -211,16 +208,26 @@ class _GenerativeSubject:
         if self._answers == "likelihood":
             texts = [answer_of(name) for name in names]
             rows = self._model.classify(pictures, texts, asked.prompt)
-            return [
-                Answer(asked.category(int(i)), min(1.0, float(row[i])))
-                for i, row in zip(rows.argmax(axis=1), rows, strict=True)
-            ]
+            return [_likeliest(row, asked.category) for row in rows]
         parser = CategoryParser(names)
         read = map(parser, self._model.answer(pictures, asked.prompt))
         return [
             Answer(asked.category(one.category) if one.category >= 0 else None, None)
             for one in read
         ]
+
+
+def _likeliest(row: np.ndarray, category: Callable[[int], str]) -> Answer:
+    """The most probable category; none if the model's output is NaN.
+
+    Args:
+        row: probabilities of the K categories.
+        category: function from a place in the row to the name of its category.
+    """
+    if np.isnan(row).any():
+        return Answer(None, None)
+    place = int(row.argmax())
+    return Answer(category(place), min(1.0, float(row[place])))
 
 
 def _is_generative(path: str) -> bool:

@@ -79,8 +79,10 @@ class Entry:
             ValueError: if the value is not a text, or is blank but must not be.
         """
         value = self.value(key)
-        if not isinstance(value, str) or not (blank or value.strip()):
+        if not isinstance(value, str):
             raise self.error(f"{key!r} must be a string, not {_shown(value)}")
+        if not (blank or value.strip()):
+            raise self.error(f"{key!r} is blank and must have a text")
         return value.strip()
 
     def identifier(self, key: str) -> str:
