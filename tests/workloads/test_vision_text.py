@@ -200,7 +200,7 @@ def test_bad_names_and_variants(configs):
         ModelConfig(trainable="lra")
     with pytest.raises(ValueError, match="did you mean 'clipart'"):
         DataConfig(name="clipar")
-    with pytest.raises(ValueError, match="unknown variant 'nano'.*available: nano"):
+    with pytest.raises(ValueError, match=r"unknown variant 'nano'.*available: nano"):
         configs("finetune").get_config("nano")
     config = configs("finetune").get_config("smoke").to_dict()
     config["optimizer"]["num_steps"] = 5
