@@ -49,7 +49,7 @@ def small() -> ml_collections.ConfigDict:
 def images() -> ml_collections.ConfigDict:
     """Drawings of ten categories through EfficientNet-Lite0, one seed."""
     config = texts()
-    config.tasks = dict(drawings=(200, 100, 200))
+    config.tasks = dict(drawings=(60, 30, 100))
     config.peers = (
         dict(name="meta_opt.fit, good", script="with_meta_opt", setting="good"),
         dict(

@@ -39,7 +39,7 @@ def predict(folder: Path, seed: int, setting: str) -> list[str]:
 
     splits = ("train", "validation", "test")
     data = load_dataset("csv", data_files={s: str(folder / f"{s}.csv") for s in splits})
-    names = sorted(set(data["train"]["label"]))
+    names = sorted({name for split in splits for name in data[split]["label"]})
     processor = AutoImageProcessor.from_pretrained(folder / "encoder")
     model = AutoModelForImageClassification.from_pretrained(
         folder / "encoder", num_labels=len(names), ignore_mismatched_sizes=True
