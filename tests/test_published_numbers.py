@@ -34,6 +34,7 @@ COPIED = [
     (TABLES, "## Six optimizers on the multimodal suite", "table1/table1.md"),
     (TABLES, "## The framework and its parts", "framework/framework.md"),
     (TABLES, "## Other libraries", "peers/small/peers.md"),
+    (TABLES, "## Other libraries on images", "peers/images/peers.md"),
     (LOSSES, "## Comparison of the combiners", "meltr_all/meltr.md"),
     (LOG, "## Leave-one-style-out", "style_choice/style_choice.md"),
     (

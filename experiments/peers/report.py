@@ -69,7 +69,7 @@ def write_peers(
     """Writes ``peers.md`` and ``peers.json``; returns the Markdown."""
     parts = [f"`{command}`"]
     if missing:
-        parts.append(f"{missing} cells are not measured yet.")
+        parts.append(f"{missing} cell(s) not measured yet.")
     if rows:
         tasks = tasks_table([row.means for row in rows])
         parts += [to_markdown(_table(rows)), to_markdown(tasks), _NOTES]

@@ -148,7 +148,7 @@ def test_the_table(tmp_path):
     assert first.processor_seconds == pytest.approx(40) and first.peak_mib == 140
     assert second.means.gain.mean == pytest.approx(-10)
     text = write_peers(tmp_path, [first, second], "command", 3)
-    assert "3 cells are not measured yet" in text
+    assert "3 cell(s) not measured yet" in text
     assert f"| {other} | 40.0 | -10.0" in text
     stored = json.loads((tmp_path / "peers.json").read_text())["rows"]
     assert stored[1]["means"]["stage"] == other
