@@ -47,7 +47,7 @@ def small() -> ml_collections.ConfigDict:
 
 
 def images() -> ml_collections.ConfigDict:
-    """Drawings of ten categories through EfficientNet-Lite0, one seed."""
+    """Drawings by category through EfficientNet-Lite0, one seed."""
     config = texts()
     config.tasks = dict(drawings=(60, 30, 100))
     config.peers = (

@@ -262,12 +262,9 @@ def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
         key, rng = jax.random.split(rng)
         losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
         present = present_losses(losses)
-        count = jnp.maximum(jnp.sum(present), 1)
-        grads, _ = pcgrad(each, key)
-        # A mean over all losses, of which those left out have a gradient of 0.
-        scale = len(names) / count
-        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        grads, _ = pcgrad(each, key, present)
         shown = {**metrics, **loss_metrics(names, losses)}
+        count = jnp.maximum(jnp.sum(present), 1)
         loss = jnp.sum(zero_absent(losses, present)) / count
         return Gradients(loss, shown, (), grads)
 

@@ -99,7 +99,9 @@ def gradnorm_weights(weights: jax.Array) -> jax.Array:
     return len(weights) * positive / jnp.sum(positive)
 
 
-def pcgrad(grads: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
+def pcgrad(
+    grads: PyTree, key: jax.Array, present: jax.Array | None = None
+) -> tuple[PyTree, jax.Array]:
     """Mean of gradients after projecting conflicting components away.
 
     From each gradient, the component along every other gradient with a negative inner
@@ -110,6 +112,8 @@ def pcgrad(grads: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
     Args:
         grads: gradients of T losses, a pytree of arrays [T, ...].
         key: random key of the order.
+        present: bool [T], false for losses that are left out of the mean, whose
+            gradients must be 0; None to use all.
 
     Returns:
         The combined gradient, a pytree of arrays [...], and its float32 weights [T].
@@ -121,19 +125,22 @@ def pcgrad(grads: PyTree, key: jax.Array) -> tuple[PyTree, jax.Array]:
     """
     flat = [g.reshape(len(g), -1).astype(jnp.float32) for g in jax.tree.leaves(grads)]
     products = sum((g @ g.T for g in flat), start=jnp.zeros(()))
-    weights = pcgrad_weights(products, key)
+    weights = pcgrad_weights(products, key, present)
     combined = jax.tree.map(
         lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1), grads
     )
     return combined, weights
 
 
-def pcgrad_weights(products: jax.Array, key: jax.Array) -> jax.Array:
+def pcgrad_weights(
+    products: jax.Array, key: jax.Array, present: jax.Array | None = None
+) -> jax.Array:
     """Weights [T] of the gradients in `pcgrad`.
 
     Args:
         products: inner products of the gradients, float [T, T].
         key: random key of the order.
+        present: see `pcgrad`.
     """
     count = len(products)
 
@@ -151,7 +158,8 @@ def pcgrad_weights(products: jax.Array, key: jax.Array) -> jax.Array:
         return jax.lax.scan(away, jax.nn.one_hot(i, count), order)[0]
 
     each = jax.vmap(project)(jnp.arange(count), jax.random.split(key, count))
-    return jnp.mean(each, axis=0)
+    there = jnp.ones(count, bool) if present is None else present
+    return there.astype(each.dtype) @ each / jnp.maximum(jnp.sum(there), 1)
 
 
 def modality_strengths(
