@@ -195,13 +195,15 @@ def check_patterns(
     for pattern, group in groups:
         if group not in GROUPS:
             raise ValueError(f"unknown group {group!r}; groups: {', '.join(GROUPS)}")
-        _check_found("groups", pattern, paths)
+        _check_found("groups", pattern, paths, re.IGNORECASE)
     if stacked is not None:
         _check_found("stacked", stacked, paths)
 
 
-def _check_found(argument: str, pattern: str, paths: Sequence[str]) -> None:
-    if paths and not any(re.search(pattern, path, re.IGNORECASE) for path in paths):
+def _check_found(
+    argument: str, pattern: str, paths: Sequence[str], flags: int = 0
+) -> None:
+    if paths and not any(re.search(pattern, path, flags) for path in paths):
         shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
         raise ValueError(
             f"{argument} pattern {pattern!r} matches no parameter path; paths: {shown}"

@@ -576,6 +576,8 @@ def test_bad_arguments(rule):
     params = {"dense": {"kernel": jnp.ones((2, 3))}}
     with pytest.raises(ValueError, match=r"stacked pattern 'leyers' .*dense/kernel"):
         rule(NUM_STEPS, stacked="leyers").init(params)
+    with pytest.raises(ValueError, match=r"stacked pattern 'Dense' .*dense/kernel"):
+        rule(NUM_STEPS, stacked="Dense").init(params)
     with pytest.raises(ValueError, match=r"groups pattern 'visoin' matches no"):
         rule(NUM_STEPS, groups=[("visoin", "vision")]).init(params)
     with pytest.raises(ValueError, match="unknown group 'visual'; groups: vision"):
