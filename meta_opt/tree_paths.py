@@ -1,11 +1,13 @@
 """Names of pytree leaves: key paths joined by slashes."""
 
-import re
 from typing import Any
 
 import jax
 
 from meta_opt.types import PyTree
+
+_OF_VARIABLES = ("value", "raw_value")
+"""Attributes by which the leaf of a Flax variable is found."""
 
 
 def join_path(path: tuple) -> str:
@@ -19,8 +21,17 @@ def join_path(path: tuple) -> str:
 
 
 def path_name(path: tuple) -> str:
-    """The name of a parameter: without the ``value`` that Flax NNX appends."""
-    return re.sub(r"/(raw_)?value$", "", join_path(path))
+    """The name of a parameter: without the ``value`` of a Flax variable around it.
+
+    A key of that name stays, as of the values' kernel in a dictionary.
+
+    >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"attention": {"value": 1.0}})
+    >>> path_name(path)
+    'attention/value'
+    """
+    last = path[-1] if len(path) > 1 else None
+    boxed = isinstance(last, jax.tree_util.GetAttrKey) and last.name in _OF_VARIABLES
+    return join_path(path[:-1] if boxed else path)
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,6 +126,12 @@ def test_paths_of_flax_nnx_are_those_of_dicts():
     state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
     assert [i.path for i in describe(state)] == ["bias", "kernel"]
     assert [i.path for i in describe({"a": [jnp.ones(1)]})] == ["a/0"]
+    dense = nn.Dense(2, kernel_init=nn.with_partitioning(nn.initializers.ones, (None,)))
+    boxed = jax.eval_shape(dense.init, jax.random.key(0), jnp.ones((1, 3)))
+    found = [i.path for i in describe(boxed["params"])]
+    assert found == ["bias", "kernel"]
+    attention = {"attention": {"key": jnp.ones(1), "value": jnp.ones(1)}}
+    assert [i.path for i in describe(attention)] == ["attention/key", "attention/value"]
     assert path_name(()) == ""
 
 

@@ -407,7 +407,8 @@ def test_sharding(case, axis_type):
 @pytest.mark.parametrize("case", OURS, indirect=True)
 def test_stacked_is_unstacked(case):
     rng = np.random.default_rng(7)
-    shapes = {"kernel": (6, 5), "scale": (5,), "gain": ()}
+    # The attribute of Flax variables, here the kernel of an attention's values.
+    shapes = {"value": (6, 5), "scale": (5,), "gain": ()}
     layers = [
         {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
         for _ in range(3)
