@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meta_opt.mesh_axes import varying_axes
 from meta_opt.optimizers.update_rule import RMS_STEP
 from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
@@ -64,6 +65,26 @@ def check_scalar(name: str, value: jax.typing.ArrayLike | None) -> None:
         raise ValueError(
             f"{name} has shape {shape}; it must be a scalar: pass its mean, "
             f"jnp.mean({name})"
+        )
+
+
+def check_varying(name: str, value: jax.typing.ArrayLike | None, tree: PyTree) -> None:
+    """Raises ValueError if ``value`` varies over devices where the step does not.
+
+    Args:
+        name: a keyword of ``update``.
+        value: what was passed as such.
+        tree: gradients, state and parameters.
+    """
+    if value is None or not varying_axes(value):
+        return
+    axes = sorted(varying_axes(value) - varying_axes(tree))
+    if axes:
+        named = repr(axes[0]) if len(axes) == 1 else repr(tuple(axes))
+        raise ValueError(
+            f"{name} varies over the mesh axes {', '.join(axes)}, over which gradients "
+            "and parameters do not: pass its mean over the devices, "
+            f"jax.lax.pmean({name}, {named})"
         )
 
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meta_opt.features.tensors import TensorInfo
-from meta_opt.mesh_axes import automatic_axes
+from meta_opt.mesh_axes import automatic_axes, varying_axes, varying_over
 
 _STACK_BELOW = 1 << 15
 """Number of elements of a unit below which leaves are stacked."""
@@ -211,7 +211,7 @@ def unstack_slots(slots: jax.Array, true: jax.Array) -> list[jax.Array]:
         slots: int32 [leaves].
         true: bool [], true at run time and unknown to the compiler.
     """
-    zeros = [jnp.zeros((), jnp.int32)] * len(slots)
+    zeros = varying_over([jnp.zeros((), jnp.int32)] * len(slots), varying_axes(slots))
     return jax.lax.cond(true, lambda x: [*jnp.unstack(x)], lambda _: zeros, slots)
 
 

@@ -13,6 +13,7 @@ import optax
 from meta_opt.features.progress import ProgressState, init_progress
 from meta_opt.features.statistics import History, UnitTable, unit_table
 from meta_opt.features.tensors import TensorInfo, describe
+from meta_opt.mesh_axes import varying_axes, varying_over
 from meta_opt.optimizers.controller import (
     ControllerConfig,
     ControllerState,
@@ -146,6 +147,8 @@ def init_state(
 ) -> OptimizerState:
     """The state before the first step.
 
+    Under `jax.shard_map` it varies over the axes over which the parameters vary.
+
     Args:
         params: those that are trained.
         settings: of the optimizer.
@@ -159,7 +162,7 @@ def init_state(
     )
     # Arrays of their own: a donated state may not hold one buffer twice.
     zeros = (jnp.zeros(units, jnp.float32) for _ in History._fields)
-    return OptimizerState(
+    state = OptimizerState(
         count=jnp.zeros((), jnp.int32),
         # A copy, so that the caller's array is not donated with the state.
         num_steps=jnp.array(num_steps, jnp.int32),
@@ -179,6 +182,7 @@ def init_state(
         ),
         decisions=decisions,
     )
+    return varying_over(state, varying_axes(params))
 
 
 # Compiled as one program, since otherwise each operation would be compiled separately.

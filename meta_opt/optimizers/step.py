@@ -26,6 +26,7 @@ from meta_opt.features.statistics import (
     grad_rms,
     smooth,
 )
+from meta_opt.mesh_axes import varying_axes, varying_over
 from meta_opt.optimizers.controller import ControllerState, control
 from meta_opt.optimizers.decisions import group_decisions
 from meta_opt.optimizers.gradient_statistics import gather_statistics, measure_gradients
@@ -166,11 +167,17 @@ def optimizer_step(
     Returns:
         Updates in the gradients' types, and the new state.
     """
+    # Runs of several devices, one on each under `jax.shard_map`, share nothing.
+    axes = varying_axes((grads, state, params))
+    grads, state, params = varying_over((grads, state, params), axes)
     plan = make_plan(params, settings, decayed)
     leaves = flatten(grads, state, params)
     measured = measure(plan, leaves, state, settings)
     decision = decide(plan, measured, state, inputs, theta, settings)
-    return apply_decision(plan, leaves, measured, decision, state, inputs, settings)
+    updates, state = apply_decision(
+        plan, leaves, measured, decision, state, inputs, settings
+    )
+    return updates, varying_over(state, axes)
 
 
 def flatten(grads: PyTree, state: OptimizerState, params: PyTree) -> Leaves:

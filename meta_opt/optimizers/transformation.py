@@ -19,6 +19,7 @@ from meta_opt.optimizers.arguments import (
     check_scalar,
     check_schedule,
     check_state,
+    check_varying,
     warn_of_half_precision,
 )
 from meta_opt.optimizers.controller import ControllerConfig
@@ -70,8 +71,9 @@ def learned_transformation(
     Raises:
         ValueError: ``num_steps`` below 1, a pattern without match, a mask that does not
             fit, ``update`` without params or with gradients of another structure,
-            ``value``, ``feedback`` or a schedule that is not a scalar, ``pallas`` on a
-            mesh of several devices.
+            ``value``, ``feedback`` or a schedule that is not a scalar, ``value`` or
+            ``feedback`` that varies under `jax.shard_map` where gradients and
+            parameters do not, ``pallas`` on a mesh of several devices.
         TypeError: ``num_steps`` that is not an integer, a mask or schedule of another
             type, parameters that are not floating-point arrays, a state of another
             optimizer.
@@ -123,8 +125,9 @@ def learned_transformation(
             )
         check_state(state, OptimizerState, learned)
         check_params(params)
-        check_scalar("value", value)
-        check_scalar("feedback", feedback)
+        for name, given in (("value", value), ("feedback", feedback)):
+            check_scalar(name, given)
+            check_varying(name, given, (updates, state, params))
         check_match(updates, params, "gradients", "parameters")
         check_patterns(params, stacked, pairs)
         trained, decayed = expand(params)

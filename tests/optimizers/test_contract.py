@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from optimizer_cases import (
     NUM_STEPS,
     OURS,
@@ -184,6 +184,35 @@ def test_vmap_over_parameters(case):
             updates, alone = case.step(g, alone, one, values[i])
             one = optax.apply_updates(one, updates)
         assert_close(jax.tree.map(lambda x, i=i: x[i], both), one)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_run_on_each_device_under_shard_map(cases, name):
+    tx = cases(name).tx
+
+    def run(params, grads, value):
+        def step(carry, grads):
+            params, state = carry
+            updates, state = tx.update(grads, state, params, value=value)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
+
+    def run_on_a_device(*inputs):
+        found = run(*jax.tree.map(lambda x: x[0], inputs))
+        return jax.tree.map(lambda x: x[None], found)
+
+    params = make_params()
+    grads = jax.tree.map(lambda *g: jnp.stack(g), *make_grads(params, 3))
+    runs = (
+        jax.tree.map(lambda p: jnp.stack([p, 1.5 * p]), params),
+        jax.tree.map(lambda g: jnp.stack([g, 0.1 * g]), grads),
+        jnp.array([5.0, 2.0]),
+    )
+    mesh = Mesh(jax.devices()[:2], ("runs",))
+    spec = PartitionSpec("runs")
+    each = jax.shard_map(run_on_a_device, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert_close(jax.jit(each)(*runs), jax.jit(jax.vmap(run))(*runs))
 
 
 # Wrappers of optax

@@ -14,6 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from optimizer_cases import noisy_theta, types
 
 import meta_opt
@@ -533,6 +534,36 @@ def test_a_loss_that_is_no_scalar(rule):
             tx.update(params, state, params, **{name: 1 + 2j})
     with pytest.raises(TypeError, match="gradient of 'kernel' has type complex64"):
         tx.update({"kernel": 1j * params["kernel"]}, state, params)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_a_loss_of_one_device_beside_gradients_of_all(rule):
+    params = {"kernel": jnp.ones((2, 3))}
+    tx = rule(NUM_STEPS)
+    mesh = Mesh(jax.devices()[:2], ("data",))
+    everywhere, apart = PartitionSpec(), PartitionSpec("data")
+
+    def step(state, params, losses, mean, name):
+        loss = jnp.mean(losses)
+        if mean:
+            loss = jax.lax.pmean(loss, "data")
+        return tx.update(params, state, params, **{name: loss})
+
+    for name in ("value", "feedback"):
+        for mean in (False, True):
+            mapped = jax.shard_map(
+                functools.partial(step, mean=mean, name=name),
+                mesh=mesh,
+                in_specs=(everywhere, everywhere, apart),
+                out_specs=everywhere,
+            )
+            given = (tx.init(params), params, jnp.ones(4))
+            if mean:
+                jax.eval_shape(mapped, *given)
+                continue
+            text = rf"{name} varies over .* data, .* jax.lax.pmean\({name}, 'data'\)"
+            with pytest.raises(ValueError, match=text):
+                jax.eval_shape(mapped, *given)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
