@@ -155,6 +155,11 @@ def test_phases_from_zero_shot_on(study, data, tmp_path, monkeypatch):
     (arm,) = read_arms(tmp_path, ["adamw"], 2)
     assert [o.name for o in arm.outcomes] == ["zero-shot", "phase 1", "phase 2"]
     assert all(o.prediction().seconds > 0 for o in arm.outcomes)
+    # All prompts are the same. Answers end with a token or at the largest length.
+    lengths = record["setup"]["pipeline"]
+    each = [o.prediction() for o in arm.outcomes]
+    assert {x.tokens_in for x in each} == {lengths["prompt_length"]}
+    assert all(1 <= x.tokens_out <= lengths["text_length"] for x in each)
     assert arm.costs() == []  # No run, no ledger.
 
     # What is finished is not run again, and not taken for something else.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.finetuning.energy import EnergyMeter
 from meta_opt.finetuning.ledger import LEDGER, measure, read_ledger
 from meta_opt.finetuning.run_config import RunConfig
@@ -366,12 +367,12 @@ class Phases:
         The cost is measured on the test split, when everything is already compiled.
         """
         size = self._workload.data.eval_batch_size
-        meter = EnergyMeter()
+        meter, tokens = EnergyMeter(), TokenCounter()
         devices = make_mesh(self.study.run.mesh).size
         found: dict[str, Any] = {"metrics": {}}
         for split, examples in self._examples.items():
-            with measure(devices, meter) as measured:
-                written = answers_to(model, examples, self.preprocessing, size)
+            with measure(devices, meter, tokens=tokens) as measured:
+                written = answers_to(model, examples, self.preprocessing, size, tokens)
             scores = scores_of(model, examples, self.preprocessing, size)
             predictions = Predictions(examples, written, scores)
             predictions.write(folder / f"predictions_{split}.jsonl")
