@@ -371,6 +371,13 @@ def test_hidden_folders_are_not_read(products):
     assert sorted(by_class(read_items(products))) == sorted(CLASSES)
 
 
+def test_a_tar_file_beside_the_classes_is_not_the_data(products, caplog):
+    wanted = read_items(products)
+    (products / "products.tar").write_bytes(b"not a tar file")
+    assert [item.key for item in read_items(products)] == [x.key for x in wanted]
+    assert "products.tar" in caplog.text
+
+
 def test_bad_classes_are_named(products):
     items = read_items(products)
     with pytest.raises(ValueError, match="no class 'Hat'; did you mean 'Hats'"):

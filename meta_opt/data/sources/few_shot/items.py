@@ -16,7 +16,11 @@ from meta_opt.data.preprocessing.images import (
     shrink,
 )
 from meta_opt.data.preprocessing.pictures import MAX_PIXELS
-from meta_opt.data.sources.class_folders import class_folders, visible_files
+from meta_opt.data.sources.class_folders import (
+    class_folders,
+    is_folder_of_tar_files,
+    visible_files,
+)
 from meta_opt.data.sources.jsonl_samples import is_path, read_samples
 from meta_opt.data.sources.video_annotations.annotation_files import read_table
 from meta_opt.data.splits import named_split
@@ -116,7 +120,7 @@ def read_items(
     delimiters = {".csv": ",", ".tsv": "\t"}
     if (delimiter := delimiters.get(folder.suffix.lower())) is not None:
         found = _from_table(folder, image_column, class_column, delimiter)
-    elif folder.is_dir() and not any(folder.glob("*.tar")):
+    elif folder.is_dir() and not is_folder_of_tar_files(folder, _endings()):
         found = _from_folder(folder)
     elif folder.exists() or (is_path(os.fspath(path)) and not folder.suffix == ""):
         found = _from_samples(path)
@@ -142,7 +146,7 @@ def _from_folder(root: Path) -> Iterable[Item]:
     if len({named_split(name) for name in splits}) > 1 or len(splits) == len(folders):
         names = ", ".join(splits)
         raise ValueError(f"{root} has folders of splits ({names}). {_DIVIDED}")
-    endings = {*Image.registered_extensions(), _SVG}
+    endings = _endings()
     for folder in folders:
         files = [p for p in visible_files(folder) if p.suffix.lower() in endings]
         if not files:
@@ -153,6 +157,11 @@ def _from_folder(root: Path) -> Iterable[Item]:
         for file in files:
             key = file.relative_to(root).as_posix()
             yield _file_item(key, folder.name, file)
+
+
+def _endings() -> set[str]:
+    """Suffixes of the files of images."""
+    return {*Image.registered_extensions(), _SVG}
 
 
 def _file_item(key: str, class_name: str, file: Path) -> Item:
