@@ -30,7 +30,7 @@ from meta_opt.finetuning.ledger import LEDGER, measure, read_ledger
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import FinishedRun, finetune
 from meta_opt.optimizers.weights import weights_digest
-from meta_opt.parallel.mesh import make_mesh
+from meta_opt.parallel.mesh import check_batch_size, make_mesh
 from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.provenance import provenance
 from meta_opt.run_log import changed_settings
@@ -168,9 +168,14 @@ class Phases:
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after saving.
-            ValueError: a finished phase has other settings or data, or another process
-                is running the study.
+            ValueError: a finished phase has other settings or data, another process is
+                running the study, or the mesh or the micro-batches do not divide the
+                batch size.
         """
+        run = self.study.run
+        check_batch_size(
+            make_mesh(run.mesh), run.loop.batch_size, run.loop.accumulation_steps
+        )
         with hold_workdir(self.workdir):
             self._run(announce)
 
