@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
+from meta_opt.data.token_counts import TokenCounter, count_tokens
 from meta_opt.evaluators.encoding import in_batches
 from meta_opt.metrics.answers import answer_metrics
 from meta_opt.models.decoding import DecodingConfig, generate
@@ -22,6 +23,7 @@ def evaluate_answers(
     tokenizer: AnswerTokenizer,
     batch_size: int = 32,
     max_written: int = 200,
+    tokens: TokenCounter | None = None,
 ) -> dict[str, float]:
     """Returns the loss of reference answers, and metrics of greedily decoded ones.
 
@@ -33,18 +35,23 @@ def evaluate_answers(
         tokenizer: tokenizer that decodes generated answers.
         batch_size: number of examples per batch.
         max_written: number of examples, the first ones, to generate answers for.
+        tokens: counter of the tokens that are read and generated.
 
     Returns:
         ``loss``, in nats per token of the split, and the metrics of `answer_metrics`.
     """
     inputs = {k: data[k] for k in ("image", "prompt", "text")}
     nats = in_batches(model, _nats, inputs, batch_size)
+    if tokens is not None:
+        pad_id = tokenizer.pad_id
+        tokens.add(read=sum(count_tokens(data[k], pad_id) for k in ("prompt", "text")))
     written = write_answers(
         model,
         {k: data[k][:max_written] for k in ("image", "prompt")},
         tokenizer,
         DecodingConfig(max_tokens=data["text"].shape[1]),
         batch_size,
+        tokens,
     )
     loss = float(np.sum(nats[:, 0]) / max(np.sum(nats[:, 1]), 1))
     return {"loss": loss, **answer_metrics(written, references[:max_written])}
@@ -56,6 +63,7 @@ def write_answers(
     tokenizer: AnswerTokenizer,
     config: DecodingConfig,
     batch_size: int = 32,
+    tokens: TokenCounter | None = None,
 ) -> list[str]:
     """Generates answers to ``prompt`` int [N, P] about ``image`` [N, h, w, 3].
 
@@ -65,9 +73,13 @@ def write_answers(
         tokenizer: tokenizer of the answers.
         config: decoding settings, with temperature 0.
         batch_size: number of examples per batch.
+        tokens: counter of the tokens of prompts and answers.
     """
-    tokens = in_batches(model, _Write(config), data, batch_size)
-    return tokenizer.decode(tokens)
+    written = in_batches(model, _Write(config), data, batch_size)
+    if tokens is not None:
+        pad_id = tokenizer.pad_id
+        tokens.add(count_tokens(data["prompt"], pad_id), count_tokens(written, pad_id))
+    return tokenizer.decode(written)
 
 
 @dataclasses.dataclass(frozen=True)

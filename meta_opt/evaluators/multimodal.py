@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from meta_opt.data.preprocessing.tokenizer import TextTokenizer
+from meta_opt.data.token_counts import TokenCounter, count_tokens
 from meta_opt.evaluators.answers import token_sums
 from meta_opt.evaluators.encoding import Apply, in_batches
 from meta_opt.evaluators.retrieval import evaluate_retrieval
@@ -29,6 +30,7 @@ def multimodal_evaluation(
     tokenizer: TextTokenizer | None = None,
     batch_size: int = 128,
     write: bool = False,
+    tokens: TokenCounter | None = None,
 ) -> Callable[[Multimodal], dict[str, float]]:
     """Returns an evaluation on a split.
 
@@ -45,6 +47,7 @@ def multimodal_evaluation(
         tokenizer: tokenizer of generated captions.
         batch_size: number of samples per batch.
         write: whether to also generate captions and score them by BLEU and chrF.
+        tokens: counter of the tokens that are generated.
     """
     inputs = _inputs(modalities, arrays)
 
@@ -78,12 +81,15 @@ def multimodal_evaluation(
         }
 
     def caption(model: Multimodal) -> dict[str, float]:
-        nats, tokens, hits = outputs(model, _tokens, "caption").sum(axis=0)
-        found = {"loss": float(nats / tokens), "accuracy": float(hits / tokens)}
+        nats, count, hits = outputs(model, _tokens, "caption").sum(axis=0)
+        found = {"loss": float(nats / count), "accuracy": float(hits / count)}
         if write and tokenizer is not None:
             length = arrays["caption"].shape[1]
-            written = tokenizer.decode(outputs(model, _Write(length)))
-            found |= answer_metrics(written, [(text,) for text in captions])
+            written = outputs(model, _Write(length))
+            if tokens is not None:
+                tokens.add(written=count_tokens(written, tokenizer.pad_id))
+            references = [(text,) for text in captions]
+            found |= answer_metrics(tokenizer.decode(written), references)
         return found
 
     return {

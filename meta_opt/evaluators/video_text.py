@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from meta_opt.data.sources.clip_questions import COUNTED, Questions
+from meta_opt.data.token_counts import TokenCounter, count_tokens
 from meta_opt.evaluators.retrieval import caption_groups
 from meta_opt.evaluators.video_text_outputs import (
     answer_logits,
@@ -108,6 +109,7 @@ def captioning_evaluation(
     captions: Sequence[Sequence[str]],
     decode: Callable[[np.ndarray], list[str]],
     batch_size: int = 128,
+    tokens: TokenCounter | None = None,
 ) -> Evaluation:
     """Returns an evaluation of captioning.
 
@@ -116,6 +118,7 @@ def captioning_evaluation(
         captions: all captions of each clip; ``arrays`` has the first.
         decode: converts rows of the decoder's tokens to texts.
         batch_size: number of clips per batch.
+        tokens: counter of the tokens that are generated.
 
     Returns:
         An evaluation with ``loss`` and ``accuracy`` of a caption's tokens given the
@@ -128,15 +131,18 @@ def captioning_evaluation(
 
     def evaluate(model: VideoText) -> dict[str, float]:
         data = clips | {"caption": arrays["caption"]}
-        nats, tokens, hits = caption_sums(model, data, batch_size).sum(axis=0)
-        written = decode(written_captions(model, clips, length, batch_size))
+        nats, count, hits = caption_sums(model, data, batch_size).sum(axis=0)
+        words = written_captions(model, clips, length, batch_size)
+        if tokens is not None:
+            tokens.add(written=count_tokens(words))
+        written = decode(words)
         same = [
             plain(text) in map(plain, several)
             for text, several in zip(written, captions, strict=True)
         ]
         return {
-            "loss": float(nats / max(tokens, 1)),
-            "accuracy": float(hits / max(tokens, 1)),
+            "loss": float(nats / max(count, 1)),
+            "accuracy": float(hits / max(count, 1)),
             "exact_match": 100.0 * float(np.mean(same)),
             **caption_metrics(written, captions),
         }

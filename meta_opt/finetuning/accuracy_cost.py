@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from meta_opt.finetuning.ledger import Ledger
 
-_UNITS = ("money", "device_seconds", "flops", "joules")
+_UNITS = ("money", "device_seconds", "flops", "joules", "tokens_in", "tokens_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,8 @@ class PointCost:
         name: name of the phase.
         accuracy: accuracy after the phase, in [0, 1].
         points: gain of the phase in percentage points; negative if accuracy fell.
-        cost: cost by unit (money, device_seconds, flops, joules); None if unknown.
+        cost: cost by unit (money, device_seconds, flops, joules, tokens_in,
+            tokens_out); None if unknown.
         cost_per_point: cost per percentage point by unit; None if unknown or if there
             is no gain.
     """
@@ -106,6 +107,8 @@ def _number(value: float) -> str:
 def markdown(rows: list[PointCost], currency: str = "") -> str:
     """Formats rows as a Markdown table; ``-`` for unknown costs.
 
+    Units that are unknown or 0 in all rows are left out.
+
     Args:
         rows: rows from `cost_of_accuracy`.
         currency: currency of the prices.
@@ -115,9 +118,12 @@ def markdown(rows: list[PointCost], currency: str = "") -> str:
         "device_seconds": "device s",
         "flops": "TFLOP",
         "joules": "kJ",
+        "tokens_in": "1000 tokens in",
+        "tokens_out": "1000 tokens out",
     }
-    scales = {"money": 1.0, "device_seconds": 1.0, "flops": 1e12, "joules": 1e3}
-    units = [u for u in _UNITS if any(row.cost[u] is not None for row in rows)]
+    scales = {"money": 1.0, "device_seconds": 1.0, "flops": 1e12}
+    scales |= dict.fromkeys(("joules", "tokens_in", "tokens_out"), 1e3)
+    units = [u for u in _UNITS if any(row.cost[u] for row in rows)]
     head = ["phase", "accuracy %", "points"]
     head += [titles[u] for u in units] + [f"{titles[u]} a point" for u in units]
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.finetuning.energy import EnergyMeter
 from meta_opt.text_files import read_json, write_json
 from meta_opt.types import check_name, from_config
@@ -111,7 +112,8 @@ class Amounts:
         device_seconds: seconds times the number of allocated devices.
         flops: floating-point operations of all devices.
         bytes_read: bytes of data read from files.
-        tokens_in: input tokens; in training those of prompts and answers.
+        tokens_in: tokens of the texts that a model was given: prompts, and in training
+            and validation right answers and captions too. 0 without texts.
         tokens_out: generated tokens.
         joules: energy in joules, as far as the machine measures it.
     """
@@ -311,8 +313,9 @@ def measure(
     devices: int,
     meter: EnergyMeter | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    tokens: TokenCounter | None = None,
 ) -> Iterator[Measured]:
-    """Measures seconds, device seconds and joules of a block, even if it raises.
+    """Measures time, energy and tokens of a block, even if it raises.
 
     Device work must finish within the block; see `jax.block_until_ready`.
 
@@ -320,6 +323,8 @@ def measure(
         devices: number of allocated devices.
         meter: energy meter; None for no energy.
         clock: function that returns seconds.
+        tokens: counter of the tokens that the block reads and writes; None if they are
+            not counted.
 
     Raises:
         ValueError: ``devices`` is below 1.
@@ -335,6 +340,7 @@ def measure(
         raise ValueError(f"devices={devices} must be at least 1")
     measured = Measured()
     joules = None if meter is None else meter.joules()
+    before = None if tokens is None else dataclasses.replace(tokens)
     started = clock()
     try:
         yield measured
@@ -342,7 +348,14 @@ def measure(
         seconds = clock() - started
         after = None if meter is None else meter.joules()
         spent = None if joules is None or after is None else after - joules
-        measured.amounts = Amounts(seconds, seconds * devices, joules=spent)
+        amounts = Amounts(seconds, seconds * devices, joules=spent)
+        if tokens is not None and before is not None:
+            amounts = dataclasses.replace(
+                amounts,
+                tokens_in=tokens.read - before.read,
+                tokens_out=tokens.written - before.written,
+            )
+        measured.amounts = amounts
 
 
 def add_to_file(

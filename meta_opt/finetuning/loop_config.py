@@ -56,7 +56,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_least("", self, num_steps=0, batch_size=0)
+        check_least("", self, num_steps=0, batch_size=0, seed=0)
         check_least("", self, eval_every=1, log_every=1, checkpoint_every=1)
 
     @property

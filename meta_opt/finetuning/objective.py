@@ -209,7 +209,12 @@ def _combined(
 
 
 def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Objective:
-    """GradNorm over all trained parameters; the meta-optimizer updates weights."""
+    """GradNorm over all trained parameters; the meta-optimizer updates weights.
+
+    The paper's norms are those of the gradients of a step, so they are taken of the
+    means over micro-batches; the mean of the micro-batches' norms would be larger by
+    their noise.
+    """
     optimizer = config.make_meta_optimizer()
 
     def init(key: jax.Array) -> PyTree:
@@ -226,22 +231,16 @@ def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Obj
         grads = jax.tree.map(
             lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1), each
         )
-        norms = jnp.sqrt(
-            sum(
-                jnp.sum(jnp.square(g.astype(jnp.float32)), range(1, g.ndim))
-                for g in jax.tree.leaves(each)
-            )
-        )
         safe = zero_absent(losses, present_losses(losses))
         return Gradients(
             jnp.sum(weights * safe),
             {**metrics, **loss_metrics(names, losses)},
-            {"losses": losses, "norms": norms},
+            {"losses": losses, "gradients": each},
             grads,
         )
 
     def update(state: PyTree, signals: PyTree) -> PyTree:
-        losses, norms = signals["losses"], signals["norms"]
+        losses, norms = signals["losses"], _norms(signals["gradients"])
         first = jnp.where(jnp.isfinite(state["first"]), state["first"], losses)
         # A finite loss may have a gradient that is not, which must not reach phi.
         usable = present_losses(losses) & jnp.isfinite(norms)
@@ -255,20 +254,41 @@ def _gradnorm(fn: LossesFn, names: Sequence[str], config: MetaLossConfig) -> Obj
     return Objective(init, gradient, update)
 
 
+def _norms(gradients: PyTree) -> jax.Array:
+    """Returns the L2 norms of T gradients with leaves [T, ...], float32 [T]."""
+    squares = (
+        jnp.sum(jnp.square(g.astype(jnp.float32)), range(1, g.ndim))
+        for g in jax.tree.leaves(gradients)
+    )
+    return jnp.sqrt(sum(squares))
+
+
 def _pcgrad(fn: LossesFn, names: Sequence[str]) -> Objective:
+    """PCGrad of the losses' gradients, which are means over micro-batches.
+
+    A loss counts as present if any micro-batch has it.
+    """
+
     def gradient(
         objective: PyTree, params: PyTree, frozen: PyTree, batch: PyTree, rng: jax.Array
     ) -> Gradients:
-        key, rng = jax.random.split(rng)
         losses, metrics, each = _each_gradient(fn, params, frozen, batch, rng)
         present = present_losses(losses)
-        grads, _ = pcgrad(each, key, present)
         shown = {**metrics, **loss_metrics(names, losses)}
         count = jnp.maximum(jnp.sum(present), 1)
         loss = jnp.sum(zero_absent(losses, present)) / count
-        return Gradients(loss, shown, (), grads)
+        signals = {"gradients": each, "present": present.astype(jnp.float32)}
+        # `modulate` replaces this gradient.
+        return Gradients(loss, shown, signals, jax.tree.map(lambda g: g[0], each))
 
-    return Objective(lambda key: (), gradient, lambda state, signals: state)
+    def modulate(
+        grads: PyTree, signals: PyTree, key: jax.Array
+    ) -> tuple[PyTree, dict[str, jax.Array]]:
+        return pcgrad(signals["gradients"], key, signals["present"] > 0)[0], {}
+
+    return Objective(
+        lambda key: (), gradient, lambda state, signals: state, modulate=modulate
+    )
 
 
 def _each_gradient(

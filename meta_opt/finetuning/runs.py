@@ -40,6 +40,7 @@ from meta_opt.optimizers.registry import make_optimizer
 from meta_opt.parallel import mesh as mesh_lib
 from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.parallel.placement import to_host
+from meta_opt.parallel.processes import mean
 from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.text_files import write_json
 from meta_opt.workloads.workload import Batches, Workload
@@ -315,12 +316,13 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
     meter = EnergyMeter()
 
     def enter(kind: str, amounts: Amounts, count: int = 1) -> None:
+        amounts = _over_processes(amounts)
         if workdir is not None and first:
             entry = Entry("run", kind, amounts, count)
             add_to_file(workdir, config.prices, [entry], meter.sources)
 
     try:
-        with measure(mesh.size, meter) as training:
+        with measure(mesh.size, meter, tokens=workload.tokens) as training:
             result = run(
                 workload,
                 make_optimizer(with_groups(config.optimizer, workload)),
@@ -341,7 +343,7 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
         # Written before the test, which may be interrupted too.
         enter("training", training.amounts)
     trained = result.state.params, result.state.frozen
-    with measure(mesh.size, meter) as predicting:
+    with measure(mesh.size, meter, tokens=workload.tokens) as predicting:
         test = {} if workload.evaluate is None else workload.evaluate(*trained, "test")
     finished = FinishedRun(result, dict(test), workload.describe())
     count = facts["examples"].get("test")
@@ -358,6 +360,18 @@ def _finetune(config: RunConfig, workdir: str | Path | None) -> FinishedRun:
         if first:
             workload.write(*whole)
     return finished
+
+
+def _over_processes(amounts: Amounts) -> Amounts:
+    """Returns amounts with the tokens of all processes; all of them must call this.
+
+    See `meta_opt.workloads.counted_texts.counted_texts`.
+    """
+    if amounts.tokens_in is None or amounts.tokens_out is None:
+        return amounts
+    return dataclasses.replace(
+        amounts, tokens_in=mean(amounts.tokens_in), tokens_out=mean(amounts.tokens_out)
+    )
 
 
 def _check_quickly(config: RunConfig, mesh: Mesh) -> None:

@@ -1,6 +1,7 @@
 """All optimizers by name, with one config."""
 
 import dataclasses
+import math
 
 import optax
 
@@ -54,6 +55,24 @@ class OptimizerConfig:
     groups: tuple[tuple[str, str], ...] = ()
     safeguard: bool = True
     pallas: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings out of range.
+
+        >>> OptimizerConfig("adamw", learning_rate=-1e-3)
+        Traceback (most recent call last):
+        ValueError: learning_rate=-0.001 must be a finite number of 0 or more
+        """
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be a finite number of 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be from 0 to below 1")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(
+                f"warmup_fraction={self.warmup_fraction} must be from 0 to 1"
+            )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:

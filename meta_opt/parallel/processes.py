@@ -219,6 +219,22 @@ def largest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.int64(number)).max())
 
 
+def mean(number: float) -> float:
+    """The mean of a number over all processes; all processes must call this.
+
+    >>> mean(3.5)  # One process need not ask.
+    3.5
+    """
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    # As bytes, since JAX would round 64-bit numbers to 32 bits.
+    mine = np.frombuffer(np.float64(number).tobytes(), np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(mine), np.uint8)
+    return float(np.frombuffer(every.tobytes(), np.float64).mean())
+
+
 class LaggedMax:
     """The maximum of a number over all processes, with a delay of one call.
 

@@ -18,7 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from meta_opt.data.sources.class_folders import class_folders, visible_files
+from meta_opt.data.sources.class_folders import (
+    class_folders,
+    is_folder_of_tar_files,
+    visible_files,
+)
 from meta_opt.data.sources.jsonl_samples import read_samples
 from meta_opt.data.sources.sample_schema import Media
 from meta_opt.data.sources.webdataset import COMPRESSED, MEDIA_ENDINGS
@@ -126,7 +130,7 @@ def _from_path(name: str) -> Table:
             raise FileNotFoundError(f"there is no file {path}")
         read = _jsonl_rows if ending in _JSONL else _csv_rows
         return Table(list(read(path)), path.parent, name)
-    if path.is_dir() and not any(path.glob("*.tar")):
+    if path.is_dir() and not is_folder_of_tar_files(path, MEDIA_ENDINGS):
         return Table(list(_folder_rows(path)), path, name)
     if path.is_dir() or name.lower().endswith((".tar", *COMPRESSED)):
         return Table(list(_tar_rows(name)), Path(), name)
@@ -278,8 +282,8 @@ def _tar_rows(pattern: str) -> Iterator[Row]:
         for key in ("text", "target"):
             texts = getattr(fields, key)
             values[key] = texts[0] if len(texts) == 1 else list(texts) or None
-        for key in ("label", "score", "split"):
-            values[key] = getattr(fields, key)
+        values |= {"label": fields.given_label, "score": fields.score}
+        values["split"] = fields.split
         yield Row(_cleaned(values, sample.where), sample.where)
 
 

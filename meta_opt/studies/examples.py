@@ -124,7 +124,7 @@ def before_and_after(
     """
     preprocessing = workload.preprocessing()
     before: Any = load_weights(workload.model, preprocessing)
-    sizes = {
+    sizes: dict[str, Any] = {
         "text_length": preprocessing.text_length,
         "batch_size": workload.data.eval_batch_size,
     }

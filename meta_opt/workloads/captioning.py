@@ -7,6 +7,7 @@ import jax
 from meta_opt.data.pipeline import as_arrays
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.records import MemorySource
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.evaluators.answers import evaluate_answers
 from meta_opt.losses.captioning import captioning_loss as token_loss
 from meta_opt.models.generative import Generative
@@ -34,6 +35,7 @@ def captioning_evaluation(
     tokenizer: AnswerTokenizer,
     text_length: int,
     batch_size: int = 256,
+    tokens: TokenCounter | None = None,
 ) -> Callable[[Generative], dict[str, float]]:
     """Returns an evaluation on ``source``: loss and metrics of generated answers.
 
@@ -42,9 +44,10 @@ def captioning_evaluation(
         tokenizer: tokenizer of prompts and answers.
         text_length: S, number of tokens of an answer.
         batch_size: number of examples per evaluation batch.
+        tokens: counter of the tokens that are read and generated.
     """
     references = list(source.captions)
     data = as_arrays(source, tokenizer, text_length, tokenizer.encode_prompts)
     return lambda model: evaluate_answers(
-        model, data, references, tokenizer, batch_size
+        model, data, references, tokenizer, batch_size, tokens=tokens
     )

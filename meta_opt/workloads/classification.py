@@ -19,6 +19,7 @@ from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples
 from meta_opt.data.sources.multimodal import find_task, read_split
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.data.view_batches import fresh_views, stored_views, view_batches
 from meta_opt.evaluators.pictures import picture_evaluation
 from meta_opt.losses.classification import classification_loss
@@ -233,6 +234,7 @@ class ClassificationConfig:
                     "classes": classes,
                     "skipped": {split: x.skipped for split, x in samples.items()},
                 },
+                tokens=TokenCounter(),  # There are no texts.
                 reseeded=with_seed,
             )
 

@@ -13,11 +13,17 @@ from jax.sharding import Mesh
 from meta_opt.data.pipeline import PipelineConfig, make_iterator
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.records import Source
-from meta_opt.types import PyTree
+from meta_opt.data.token_counts import TokenCounter
+from meta_opt.types import Batch, PyTree
 from meta_opt.workloads import image_text_export
 from meta_opt.workloads.cached_features import FeatureSource, tower_features
 from meta_opt.workloads.captioning import captioning_evaluation, captioning_loss
-from meta_opt.workloads.contrastive import contrastive_evaluation, contrastive_loss
+from meta_opt.workloads.contrastive import (
+    contrastive_evaluation,
+    contrastive_loss,
+    count_texts,
+)
+from meta_opt.workloads.counted_texts import counted_texts
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text_data import CountedBatches, DataConfig, Splits
 from meta_opt.workloads.image_text_model import (
@@ -99,11 +105,16 @@ class ImageTextConfig:
             self.pipeline, text_length=preprocessing.text_length
         )
         held_out = {s: splits.held_out(s) for s in ("validation", "test")}
+        tokens = TokenCounter()
         evaluations = {
-            split: self._evaluation(data, preprocessing)
+            split: self._evaluation(data, preprocessing, tokens)
             for split, data in held_out.items()
         }
         examples = {"train": len(source)} | {s: len(x) for s, x in held_out.items()}
+
+        def count(batch: Batch) -> int:
+            texts = [batch[name] for name in ("text", "prompt") if name in batch]
+            return sum(count_texts(x, preprocessing.tokenizer) for x in texts)
 
         def batches_of(
             pictures: Source, batch_size: int, seed: int, rows: np.ndarray | None
@@ -144,7 +155,7 @@ class ImageTextConfig:
                 params=module.params,
                 frozen=module.frozen,
                 loss_fn=image_text_loss(module, self.model.loss),
-                train_batches=train_batches,
+                train_batches=counted_texts(train_batches, count, tokens),
                 evaluate=evaluate_splits(module, evaluations),
                 rules=kind_of(architecture(self.model)).rules,
                 write=write if export.path else None,
@@ -155,17 +166,21 @@ class ImageTextConfig:
                 },
                 name=f"image_text, model.loss={self.model.loss!r},",
                 per_example=self.model.loss == "captioning",
+                tokens=tokens,
                 reseeded=with_seed,
             )
 
         return with_seed(seed)
 
-    def _evaluation(self, source: Any, preprocessing: Preprocessing) -> Any:
+    def _evaluation(
+        self, source: Any, preprocessing: Preprocessing, tokens: TokenCounter
+    ) -> Any:
         tokenizer, length = preprocessing.tokenizer, preprocessing.text_length
         size = self.data.eval_batch_size
         if isinstance(tokenizer, AnswerTokenizer):
-            return captioning_evaluation(source, tokenizer, length, size)
-        return contrastive_evaluation(source, tokenizer, length, self.model.loss, size)
+            return captioning_evaluation(source, tokenizer, length, size, tokens)
+        loss = self.model.loss
+        return contrastive_evaluation(source, tokenizer, length, loss, size, tokens)
 
 
 def image_text_loss(module: SplitModule, loss: str = "clip") -> LossFn:

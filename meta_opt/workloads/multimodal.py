@@ -13,8 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from meta_opt.data.array_batches import array_batches
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.evaluators.multimodal import multimodal_evaluation
 from meta_opt.types import PyTree
+from meta_opt.workloads.counted_texts import counted_texts
 from meta_opt.workloads.export import ExportConfig, check_model_format
 from meta_opt.workloads.modality_dropout import drop_modalities
 from meta_opt.workloads.modality_groups import modality_groups
@@ -137,7 +139,12 @@ def multimodal_workload(
         name: name of the task, for error messages.
         dropout: see `MultimodalConfig.modality_dropout`.
     """
-    evaluations = {s: evaluation_on(inputs, s) for s in inputs.splits if s != "train"}
+    tokens = TokenCounter()
+    evaluations = {
+        s: evaluation_on(inputs, s, tokens=tokens)
+        for s in inputs.splits
+        if s != "train"
+    }
     examples = {s: len(jax.tree.leaves(x)[0]) for s, x in inputs.splits.items()}
     return Workload(
         params=module.params,
@@ -146,7 +153,11 @@ def multimodal_workload(
         losses=modality_losses(module, inputs, dropout),
         unimodal=unimodal_of(module, inputs, dropout),
         groups=modality_groups(module.params),
-        train_batches=functools.partial(array_batches, inputs.splits["train"]),
+        train_batches=counted_texts(
+            functools.partial(array_batches, inputs.splits["train"]),
+            inputs.count_text_tokens,
+            tokens,
+        ),
         evaluate=evaluate_splits(module, evaluations),
         describe=lambda: {
             "examples": examples,
@@ -155,6 +166,7 @@ def multimodal_workload(
         },
         name=f"multimodal, task {name!r} ({inputs.kind}),",
         per_example=inputs.kind != "retrieve",
+        tokens=tokens,
     )
 
 
@@ -180,9 +192,21 @@ def multimodal_loss_fn(
     return loss_fn
 
 
-def evaluation_on(inputs: Inputs, split: str, batch_size: int = 128) -> Any:
-    """Returns ``model -> metrics``; captions are generated on the test split only."""
-    return multimodal_evaluation(
+def evaluation_on(
+    inputs: Inputs,
+    split: str,
+    batch_size: int = 128,
+    tokens: TokenCounter | None = None,
+) -> Any:
+    """Returns ``model -> metrics``; captions are generated on the test split only.
+
+    Args:
+        inputs: inputs with the split.
+        split: name of the split.
+        batch_size: number of samples per batch.
+        tokens: counter of the tokens that are read and generated.
+    """
+    evaluation = multimodal_evaluation(
         inputs.kind,
         inputs.modalities,
         inputs.splits[split],
@@ -190,4 +214,14 @@ def evaluation_on(inputs: Inputs, split: str, batch_size: int = 128) -> Any:
         inputs.tokenizer,
         batch_size,
         write=split == "test",
+        tokens=tokens,
     )
+    if tokens is None:
+        return evaluation
+    read = inputs.count_text_tokens(inputs.splits[split])
+
+    def evaluate(model: Any) -> dict[str, float]:
+        tokens.add(read=read)
+        return evaluation(model)
+
+    return evaluate

@@ -22,6 +22,7 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.samples import Samples, spectrograms
 from meta_opt.data.sources.jsonl_samples import is_path
 from meta_opt.data.sources.multimodal import TASKS, find_task, read_split
+from meta_opt.data.token_counts import count_tokens
 from meta_opt.types import PyTree, check_keys, check_least, check_name
 from meta_opt.workloads.lower_features import (
     FeatureCache,
@@ -30,7 +31,7 @@ from meta_opt.workloads.lower_features import (
 )
 
 _END, _PAD = 3, 0
-"""End token of captions in this package's vocabulary."""
+"""End token of captions in this package's vocabulary, and padding of all texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Inputs(NamedTuple):
         skipped: number of unreadable samples by split.
         readout: kernel [W, K] and bias [K] of a linear readout of the pretrained
             encoders, or None. See `meta_opt.workloads.readout.with_readout`.
+        text_pool: number of tokens of a text that each of its features stands for.
     """
 
     kind: str
@@ -113,6 +115,23 @@ class Inputs(NamedTuple):
     missing: dict[str, dict[str, int]]
     skipped: dict[str, int]
     readout: tuple[np.ndarray, np.ndarray] | None = None
+    text_pool: int = 1
+
+    def count_text_tokens(self, arrays: Mapping[str, PyTree]) -> int:
+        """Returns the number of tokens of texts and captions, without padding.
+
+        Args:
+            arrays: a split or a batch, on the host. Texts whose features are pooled
+                count as multiples of the pool size.
+        """
+        count = 0
+        if "text" in self.modalities:
+            there = np.asarray(arrays["text_present"], bool)
+            texts = jax.tree.map(lambda x: np.asarray(x)[there], arrays["text"])
+            count += self.text_pool * count_tokens(texts, _PAD)
+        if "caption" in arrays:
+            count += count_tokens(arrays["caption"], self.tokenizer.pad_id)
+        return count
 
 
 def read_inputs(config: InputsConfig) -> Inputs:
@@ -230,6 +249,7 @@ class InputReader:
             tokenizer=self.tokenizer,
             missing={},
             skipped={},
+            text_pool=self._pool("text"),
         )
 
     def shapes(self, samples: Samples) -> dict[str, PyTree]:
@@ -260,7 +280,7 @@ class InputReader:
         found: dict[str, PyTree] = dict(samples.inputs())
         if "text" in found:
             folder = encoder_folder(config.encoders["text"], self._root)
-            reader = FolderTokenizer(folder, 0)
+            reader = FolderTokenizer(folder, _PAD)
             found["text"] = reader.encode(found["text"], config.text_length)
         if "audio" in found:
             found["audio"] = spectrograms(

@@ -7,7 +7,7 @@ answering or sentiment, with the losses of its pre-training as auxiliary losses.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.array_batches import array_batches
+from meta_opt.data.token_counts import TokenCounter, count_tokens
 from meta_opt.evaluators.video_text import (
     Evaluation,
     captioning_evaluation,
@@ -24,6 +25,7 @@ from meta_opt.evaluators.video_text import (
     sentiment_evaluation,
 )
 from meta_opt.types import PyTree
+from meta_opt.workloads.counted_texts import counted_texts
 from meta_opt.workloads.export import ExportConfig, check_model_format
 from meta_opt.workloads.modality_groups import modality_groups
 from meta_opt.workloads.video_text_data import (
@@ -102,8 +104,11 @@ class VideoTextConfig:
         check_model_format(export, "video-text model")
         names, primary = losses_of(self.family, self.task)
         inputs = read_clip_inputs(self.clips, self.task, "masked_visual" in names)
+        tokens = TokenCounter()
         evaluations = {
-            split: evaluation_on(inputs, split, primary, self.model.masking)
+            split: evaluation_on(
+                inputs, split, primary, self.model.masking, tokens=tokens
+            )
             for split in ("validation", "test")
         }
         masking = masking_of(self.model, inputs)
@@ -112,7 +117,11 @@ class VideoTextConfig:
             model_factory(names, self.model, inputs)
         )
         batches = {
-            split: functools.partial(array_batches, inputs.splits[split])
+            split: counted_texts(
+                functools.partial(array_batches, inputs.splits[split]),
+                functools.partial(count_text_tokens, inputs),
+                tokens,
+            )
             for split in ("train", META_VALIDATION)
         }
 
@@ -159,6 +168,7 @@ class VideoTextConfig:
                 describe=describe,
                 name=f"video_text, family={self.family!r}, task={self.task!r},",
                 per_example=primary in PER_EXAMPLE,
+                tokens=tokens,
                 reseeded=with_seed,
             )
 
@@ -186,6 +196,7 @@ def evaluation_on(
     primary: str,
     masking: MaskingConfig,
     batch_size: int = 128,
+    tokens: TokenCounter | None = None,
 ) -> Evaluation:
     """Returns ``model -> metrics`` on a split, for the task of this primary loss.
 
@@ -195,11 +206,51 @@ def evaluation_on(
         primary: name of the primary loss.
         masking: settings of the ranking losses.
         batch_size: number of samples per evaluation batch.
+        tokens: counter of the tokens that are read and generated.
     """
+    evaluation = _evaluation_on(inputs, split, primary, masking, batch_size, tokens)
+    if tokens is None:
+        return evaluation
+    names = ("question", "choices") if primary == "answer" else ("text",)
+    read = count_text_tokens(inputs, inputs.splits[split], names)
+
+    def evaluate(model: Any) -> dict[str, float]:
+        tokens.add(read=read)
+        return evaluation(model)
+
+    return evaluate
+
+
+def count_text_tokens(
+    inputs: ClipInputs,
+    arrays: Mapping[str, PyTree],
+    names: tuple[str, ...] = ("text", "question", "choices"),
+) -> int:
+    """Returns the number of tokens of texts, without padding.
+
+    Args:
+        inputs: inputs with the tokenizer.
+        arrays: a split or a batch, on the host.
+        names: names of the arrays to count; those that are not there count 0.
+    """
+    pad_id = inputs.reader.tokenizer.pad_id
+    return sum(count_tokens(arrays[name], pad_id) for name in names if name in arrays)
+
+
+def _evaluation_on(
+    inputs: ClipInputs,
+    split: str,
+    primary: str,
+    masking: MaskingConfig,
+    batch_size: int,
+    tokens: TokenCounter | None,
+) -> Evaluation:
     arrays = inputs.splits[split]
     if primary == "decoder":
         captions = inputs.clips[split].captions
-        return captioning_evaluation(arrays, captions, inputs.decode, batch_size)
+        return captioning_evaluation(
+            arrays, captions, inputs.decode, batch_size, tokens
+        )
     if primary == "answer":
         questions = inputs.questions[split]
         return question_evaluation(arrays, questions, inputs.answers, batch_size)

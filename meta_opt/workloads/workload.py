@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.parallel.sharding import FSDP_RULES, Rule
 from meta_opt.types import PyTree
 from meta_opt.workloads.export import ExportConfig
@@ -122,6 +123,9 @@ class Workload:
         per_example: whether the loss of a batch is a mean of terms that each depend on
             a single example, which private runs require
             (`meta_opt.finetuning.privacy`).
+        tokens: counter of the text tokens that ``train_batches``, ``meta_batches`` and
+            ``evaluate`` read and write, which stays at 0 without texts; None if they
+            are not counted.
         reseeded: returns the workload with a model initialised from another seed; None
             if the initialisation does not depend on a seed.
 
@@ -154,6 +158,7 @@ class Workload:
     describe: Callable[[], dict[str, Any]] = dict
     name: str = ""
     per_example: bool = False
+    tokens: TokenCounter | None = None
     reseeded: Callable[[int], "Workload"] | None = None
 
 

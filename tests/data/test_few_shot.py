@@ -243,6 +243,16 @@ def test_a_jsonl_file_and_a_table_say_the_same_as_folders(products, tmp_path):
             (f"products/{i.key}", i.class_name) for i in items
         ]
         assert found[3].read() == items[3].read()
+    # As spreadsheets of some languages write it.
+    (tmp_path / "s.csv").write_text("\n".join(x.replace(",", ";") for x in table[:4]))
+    assert len(read_items(tmp_path / "s.csv", "photo", "department")) == 3
+    with pytest.raises(ValueError, match=r"no column 'x'.*separated by semicolons"):
+        read_items(tmp_path / "s.csv", "photo", "x")
+    with pytest.raises(ValueError, match=r"both 'photo'; name two columns of .*p\.csv"):
+        read_items(tmp_path / "p.csv", "photo", "photo")
+    for other in (products, tmp_path / "p.jsonl"):
+        with pytest.raises(ValueError, match=r"image_column='photo'.* is not a table"):
+            read_items(other, "photo")
 
 
 def test_unreadable_pictures_are_skipped_and_counted(products):
@@ -288,6 +298,7 @@ def empty(folder, name="a.png"):
     [
         (lambda p: empty(p / "flat"), "flat has no folders; put the images of each"),
         (lambda p: p / "none", "there is no .*none; give a folder"),
+        (lambda p: write_text(p / "a.xlsx", "PK"), r"a\.xlsx is of no kind that is"),
         (lambda p: p / "none.jsonl", "there is no file .*none.jsonl"),
         (lambda p: p / "none.csv", "there is no file .*none.csv"),
         (
@@ -369,6 +380,13 @@ def test_hidden_folders_are_not_read(products):
     assert len(read_items(products)) == 42
     (products / "Hats").rename(products / "Hats ")
     assert sorted(by_class(read_items(products))) == sorted(CLASSES)
+
+
+def test_a_tar_file_beside_the_classes_is_not_the_data(products, caplog):
+    wanted = read_items(products)
+    (products / "products.tar").write_bytes(b"not a tar file")
+    assert [item.key for item in read_items(products)] == [x.key for x in wanted]
+    assert "products.tar" in caplog.text
 
 
 def test_bad_classes_are_named(products):

@@ -19,6 +19,7 @@ import pytest
 from safetensors.numpy import load_file
 from several_processes import finish, free_port, start
 
+from meta_opt.finetuning.ledger import read_ledger
 from meta_opt.parallel import processes
 from meta_opt.parallel.mesh import MeshConfig
 from meta_opt.parallel.processes import start_processes
@@ -108,6 +109,13 @@ def assert_one_run(two, one):
     assert_close(results[0]["test"], results[1]["test"])
     for name in ("optimizer_bytes", "trainable", "nonfinite"):
         assert results[0][name] == results[1][name]
+    # Tokens of all rows, whichever process read them.
+    ledgers = [read_ledger(path).entries for path in (two, one)]
+    for entry, wanted in zip(*ledgers, strict=True):
+        for name in ("tokens_in", "tokens_out"):
+            found = getattr(entry.amounts, name)
+            assert found == pytest.approx(getattr(wanted.amounts, name), rel=1e-12)
+    assert ledgers[0][0].amounts.tokens_in > 0
     exported = [load_file(path / "exported.safetensors") for path in (two, one)]
     assert exported[0].keys() == exported[1].keys()
     for name, value in exported[1].items():

@@ -16,6 +16,7 @@ from finetuning_toy import (
     make_params,
 )
 
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.finetuning.accuracy_cost import cost_of_accuracy, markdown
 from meta_opt.finetuning.energy import Counter, EnergyMeter, find_counters
 from meta_opt.finetuning.ledger import (
@@ -149,6 +150,16 @@ def test_a_block_is_measured_if_it_raises_too():
         pass
 
 
+def test_tokens_of_a_block():
+    tokens = TokenCounter(read=100, written=7)
+    with measure(1, tokens=tokens) as measured:
+        tokens.add(read=20, written=3)
+    assert (measured.amounts.tokens_in, measured.amounts.tokens_out) == (20, 3)
+    with measure(1) as uncounted:
+        tokens.add(read=1)
+    assert uncounted.amounts.tokens_in is None
+
+
 def write_counter(folder, name, microjoules, limit=1_000_000):
     (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / name / "energy_uj").write_text(f"{microjoules}\n")
@@ -189,8 +200,15 @@ def test_cost_of_a_point_of_accuracy():
     assert (together.name, together.points) == ("all", 20.0)
     assert together.cost_per_point["device_seconds"] == pytest.approx(1216 / 20)
     table = markdown([first, second, together], "EUR").splitlines()
-    assert table[0] == "| phase | accuracy % | points | device s | device s a point |"
-    assert table[3] == "| phase 2 | 70.0 | -5.0 | 408 | - |"
+    head = ("phase", "accuracy %", "points", "device s", "1000 tokens in")
+    head += ("device s a point", "1000 tokens in a point")
+    assert table[0] == f"| {' | '.join(head)} |"
+    assert table[2] == "| phase 1 | 75.0 | +25.0 | 808 | 4 | 32.3 | 0.16 |"
+    assert table[3] == "| phase 2 | 70.0 | -5.0 | 408 | 4 | - | - |"
+    # Without texts there are no columns of tokens.
+    amounts = Amounts(1.0, 2.0, tokens_in=0, tokens_out=0)
+    rows = cost_of_accuracy(Ledger().add("a", "training", amounts), {"a": 0.6}, 0.5)
+    assert "tokens" not in markdown(rows)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Roles of columns, rows of any form, and held-out samples."""
 
 import collections
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -413,6 +415,56 @@ def test_forms_of_data_give_the_same_rows(tmp_path):
             read_table(name)
     with pytest.raises(ValueError, match="of type int"):
         read_table(3)
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as file:
+        for name, data in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            file.addfile(about, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "labels, kind",
+    [((3, 5), "integer"), ((True, False), "truth"), (("cat", "dog"), "text")],
+)
+def test_labels_in_tar_files_keep_their_type(tmp_path, labels, kind):
+    values = [{"text": f"day {i}", "label": labels[i % 2]} for i in range(8)]
+    members = {f"{i}.json": json.dumps(x).encode() for i, x in enumerate(values)}
+    write_tar(tmp_path / "a.tar", members)
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, values)))
+    for name in ("a.tar", "a.jsonl"):
+        table = read_table(tmp_path / name)
+        assert [row.values["label"] for row in table.rows] == [
+            x["label"] for x in values
+        ]
+        columns = find_columns(table)[0]
+        assert (columns.kind, columns.labels) == ("classify", kind)
+        names = [class_name(x) for x in labels]
+        assert [class_value(x, columns.labels) for x in names] == list(labels)
+
+
+def test_tar_files_beside_folders_of_classes(tmp_path, caplog):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "1.png")
+    (tmp_path / "backup.tar").write_bytes(b"")
+    table = read_table(tmp_path)
+    assert [row.values["label"] for row in table.rows] == ["cat", "dog"]
+    assert "beside them are not: backup.tar" in caplog.text
+    # Folders without images do not make classes of tar files.
+    shards = tmp_path / "shards"
+    (shards / "logs").mkdir(parents=True)
+    write_tar(shards / "0.tar", {"a.txt": b"fine", "a.json": b'{"label": "good"}'})
+    # Copies from macOS come with hidden ones.
+    (shards / "._0.tar").write_bytes(b"")
+    (row,) = read_table(shards).rows
+    assert row.values == {"text": "fine", "label": "good"}
+    Image.new("RGB", (4, 4)).save(shards / "a.png")
+    with pytest.raises(ValueError, match=r"tar files \(0\.tar\) and media.*a\.png"):
+        read_table(shards)
+    assert len(read_table(f"{shards}/*.tar").rows) == 1
 
 
 def test_folders_of_classes_and_of_splits(tmp_path, caplog):

@@ -155,6 +155,11 @@ def test_phases_from_zero_shot_on(study, data, tmp_path, monkeypatch):
     (arm,) = read_arms(tmp_path, ["adamw"], 2)
     assert [o.name for o in arm.outcomes] == ["zero-shot", "phase 1", "phase 2"]
     assert all(o.prediction().seconds > 0 for o in arm.outcomes)
+    # All prompts are the same. Answers end with a token or at the largest length.
+    lengths = record["setup"]["pipeline"]
+    each = [o.prediction() for o in arm.outcomes]
+    assert {x.tokens_in for x in each} == {lengths["prompt_length"]}
+    assert all(1 <= x.tokens_out <= lengths["text_length"] for x in each)
     assert arm.costs() == []  # No run, no ledger.
 
     # What is finished is not run again, and not taken for something else.
@@ -376,6 +381,11 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         Phases(large, tmp_path)
     with pytest.raises(ValueError, match="longest right answer has"):
         Phases(study(answer_tokens=2), tmp_path)
+    loop = dataclasses.replace(made.run.loop, accumulation_steps=2)
+    uneven = dataclasses.replace(made, run=dataclasses.replace(made.run, loop=loop))
+    with pytest.raises(ValueError, match="batch_size=1 must be a positive multiple"):
+        Phases(uneven, tmp_path / "uneven").run()
+    assert not (tmp_path / "uneven").exists()
 
 
 @pytest.mark.parametrize(
@@ -384,6 +394,24 @@ def test_missing_data_name_the_command(study, data, tmp_path):
         ("study", {"folder": "x", "mode": "continu"}, "did you mean 'continue'"),
         ("study", {"folder": "x", "epoch": 3}, "did you mean 'epochs'"),
         ("study", {}, "needs a value for folder"),
+        ("study", {"folder": ""}, "study.folder is empty"),
+        ("seed", -1, "seed=-1 must be at least 0"),
+        (
+            "optimizers",
+            {"a": {"name": "adamw", "learning_rate": -1.0}},
+            "learning_rate=-1.0 must be a finite number of 0 or more",
+        ),
+        (
+            "optimizers",
+            {"a": {"name": "adamw", "weight_decay": float("inf")}},
+            "weight_decay=inf must be a finite",
+        ),
+        ("optimizers", {"a": {"name": "adamw", "momentum": 1.0}}, "momentum=1.0 must"),
+        (
+            "optimizers",
+            {"a": {"name": "adamw", "warmup_fraction": 5.0}},
+            "warmup_fraction=5.0 must be from 0 to 1",
+        ),
         ("num_steps", 10, "num_steps: the phases' examples"),
         ("data", {"name": "x.jsonl"}, "data.name: study.folder determines the data"),
         ("batch_size", 0, "batch_size=0 must be at least 1"),

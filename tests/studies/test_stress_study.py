@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import types
 
 import numpy as np
@@ -19,7 +20,7 @@ from meta_opt.data.sources.few_shot.files import write_dataset
 from meta_opt.data.sources.few_shot.items import by_class, read_items
 from meta_opt.data.sources.few_shot.protocol import FewShotConfig
 from meta_opt.inference import GenerativeModel
-from meta_opt.models import pretrained
+from meta_opt.models import huggingface, pretrained
 from meta_opt.models.generative import Generative
 from meta_opt.studies.stress import learners as learners_module
 from meta_opt.studies.stress import predicting, subjects
@@ -339,6 +340,21 @@ def test_answers_are_read_by_the_list_that_was_shown(
     assert said["1 distractor"] <= {"flag", "shoe"}
     # Loaded once, with room for the longest prompt.
     assert len(lengths) == 1 and lengths[0][0] >= max(len(p.split()) for p in asked)
+
+
+def test_a_model_folder_is_known_by_its_contents(tmp_path):
+    folder = tmp_path / "model"
+    config = dataclasses.replace(SMALL, image_size=16)
+    huggingface.save(folder, nnx.jit(lambda: Generative(config, rngs=nnx.Rngs(0)))())
+    before = subjects.describe("models.a", folder).digest
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert subjects.describe("models.a", tmp_path / "elsewhere").digest == before
+    # Other weights of the same size, as of the same model after more training.
+    (file,) = folder.glob("*.safetensors")
+    contents = bytearray(file.read_bytes())
+    contents[-1] ^= 1
+    file.write_bytes(contents)
+    assert subjects.describe("models.a", folder).digest != before
 
 
 def test_a_model_that_diverged_has_no_answer(monkeypatch):

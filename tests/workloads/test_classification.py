@@ -14,6 +14,7 @@ from configs import convnets as configs
 from experiments.workloads import read_run
 from meta_opt.data.preprocessing.augment import AugmentConfig, augment
 from meta_opt.data.view_batches import fresh_views, stored_views, view_batches
+from meta_opt.finetuning.ledger import read_ledger
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
@@ -174,8 +175,11 @@ def test_fresh_views_differ_each_time():
 
 def test_a_run_learns_and_measures(task, tmp_path):
     run = config(task, views=2, steps=60, feature_cache_dir=str(tmp_path))
-    finished = finetune(run)
+    finished = finetune(run, tmp_path / "run")
     assert finished.test["accuracy"] > 0.8
+    # Without texts there are no tokens, rather than an unknown number.
+    total = read_ledger(tmp_path / "run").total()
+    assert (total.tokens_in, total.tokens_out) == (0, 0)
     wanted = {"loss", "accuracy", "macro_f1", "weighted_f1", "ece"}
     assert finished.test.keys() == wanted
     assert finished.data["examples"] == {"train": 24, "validation": 9, "test": 9}

@@ -22,10 +22,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from configs import finetune as configs
 from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.preprocessing.tokenizer import load_tokenizer
+from meta_opt.finetuning.ledger import read_ledger
 from meta_opt.finetuning.run_config import read_run_config
 from meta_opt.finetuning.runs import finetune
 from meta_opt.metrics.answers import answer_metrics, plain
 from meta_opt.models import huggingface, pretrained
+from meta_opt.models.decoding import DecodingConfig, generate
 from meta_opt.models.generative import Generative
 from meta_opt.workloads.image_text import ImageTextConfig
 from meta_opt.workloads.image_text_data import Splits
@@ -130,6 +132,36 @@ def test_what_is_exported_scores_the_same(run):
     found = workload.evaluate(workload.params, workload.frozen, "test")
     assert found["exact_match"] == test["exact_match"]
     assert found["loss"] == pytest.approx(test["loss"], rel=1e-4)
+
+
+def test_the_ledger_of_a_run_counts_its_tokens(run):
+    _, folder, (_, _, data) = run
+    training, test = read_ledger(folder).entries
+    # <bos> which colour \n, and the answer with <eos>.
+    prompt, answer = 4, 2
+    examples = data["examples"]
+    # An evaluation reads prompts twice: for the loss, and to answer.
+    evaluated = {s: n * (2 * prompt + answer) for s, n in examples.items()}
+    trained = STEPS * 16 * (prompt + answer)
+    assert training.amounts.tokens_in == trained + evaluated["validation"]
+    assert test.amounts.tokens_in == evaluated["test"]
+    assert 0 < test.amounts.tokens_out <= 4 * examples["test"]
+
+
+def test_tokens_are_those_that_the_model_writes(configured):
+    workload = configured().workload.build()
+    preprocessing = configured().workload.preprocessing()
+    workload.evaluate(workload.params, workload.frozen, "test")
+    module = build_model(configured().workload.model, preprocessing)
+    source = Splits(configured().workload.data, preprocessing.fit).held_out("test")
+    written = generate(
+        module.merge(module.params, module.frozen),
+        source.images(),
+        preprocessing.prompts(source.prompts),
+        DecodingConfig(max_tokens=4),
+    )
+    # Up to and with <eos>, then padding.
+    assert workload.tokens.written == np.count_nonzero(written)
 
 
 def test_the_command_answers_about_pictures(run, questions, capsys):

@@ -23,6 +23,7 @@ from meta_opt.data.missing import MissingDataError
 from meta_opt.data.samples import KINDS, MultimodalTask, Samples
 from meta_opt.data.sources import multimodal
 from meta_opt.data.sources.multimodal import read_task
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
@@ -231,6 +232,35 @@ def test_loss_of_training_is_that_of_the_evaluation(root, kind):
         np.testing.assert_allclose(found["accuracy"], 1 - error, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"trainable_layers": {}}, {"pool_size": {"text": 2}}],
+    ids=["features", "ids", "pooled"],
+)
+def test_tokens_of_texts_are_counted(root, changes):
+    inputs = read_inputs(inputs_config(root, **changes))
+    # "a red" and so on; one of 48 samples has no text.
+    assert inputs.count_text_tokens(inputs.splits["train"]) == 47 * 2
+    workload = multimodal_workload.multimodal_workload(
+        build_multimodal(MODEL, inputs), inputs, "toy"
+    )
+    batches = workload.train_batches(24)
+    next(batches), next(batches)
+    assert workload.tokens == TokenCounter(read=47 * 2)
+
+
+def test_tokens_of_written_captions_are_counted(root):
+    workload = run_config(root, "caption").workload.build()
+    workload.evaluate(workload.params, workload.frozen, "validation")
+    # Captions of one word: the tokens of this package's vocabulary, and an end.
+    inputs = read_inputs(inputs_config(root, "caption"))
+    read = np.count_nonzero(inputs.splits["validation"]["caption"])
+    assert workload.tokens == TokenCounter(read=read)
+    workload.evaluate(workload.params, workload.frozen, "test")
+    # As many captions of at most six tokens as there are samples.
+    assert 24 <= workload.tokens.written <= 24 * 6
+
+
 def test_with_adapters_encoders_stay_as_they_are(root):
     config = run_config(root, trainable="lora", steps=4)
     inputs = read_inputs(config.workload.inputs)
@@ -264,8 +294,8 @@ def test_a_run_resumes_and_says_what_the_controller_decided(root, tmp_path):
     config = run_config(root, name="hand_designed", steps=16)
     whole = finetune(config, tmp_path / "whole")
 
-    def breaking(inputs, split):
-        score, count = evaluation_on(inputs, split), iter(range(3))
+    def breaking(inputs, split, **settings):
+        score, count = evaluation_on(inputs, split, **settings), iter(range(3))
 
         def evaluate(model):
             # At the start and at step 8, which is kept; then it breaks.

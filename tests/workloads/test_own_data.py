@@ -22,6 +22,7 @@ from configs import finetune as configs
 from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.preprocessing.pictures import UnreadableFilesError
 from meta_opt.finetuning import runs
+from meta_opt.finetuning.ledger import read_ledger
 from meta_opt.finetuning.run_config import read_run_config
 from meta_opt.finetuning.runs import finetune
 from meta_opt.interruption import Interrupted
@@ -129,6 +130,18 @@ def test_it_learns_and_measures_retrieval(run):
     mesh = jax.tree.leaves(result.state.params)[0].sharding.mesh
     assert mesh.shape["fsdp"] == 8
     assert {str(x.dtype) for x in jax.tree.leaves(result.state.params)} == {"float32"}
+
+
+def test_the_ledger_of_a_run_counts_the_tokens_of_captions(run):
+    config, workdir, (_, _, data) = run
+    training, test = read_ledger(workdir).entries
+    # "a small red square at the left" and the token that ends it, which also pads.
+    each, examples = 8, data["examples"]
+    evaluations = STEPS // 4 + config.loop.evaluates_first
+    read = STEPS * 16 + evaluations * examples["validation"]
+    assert training.amounts.tokens_in == each * read
+    assert test.amounts.tokens_in == each * examples["test"]
+    assert (training.amounts.tokens_out, test.amounts.tokens_out) == (0, 0)
 
 
 def test_splits_are_disjoint_and_stay(configured, captions):

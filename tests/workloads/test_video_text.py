@@ -46,7 +46,7 @@ from meta_opt.models.fusion import Tokens
 from meta_opt.tree_paths import leaves_by_path
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.frame_targets import make_codebook
-from meta_opt.workloads.video_text import VideoTextConfig
+from meta_opt.workloads.video_text import VideoTextConfig, count_text_tokens
 from meta_opt.workloads.video_text_data import read_clip_inputs
 from meta_opt.workloads.video_text_losses import (
     FAMILIES,
@@ -465,6 +465,15 @@ def test_gradients_reach_the_parts_that_a_loss_reads(built, family, task):
 
 
 @pytest.mark.slow
+def test_tokens_of_batches_are_counted(built):
+    workload = built("univl", "sentiment")
+    before = workload.tokens.read
+    batch = first_batch(workload)
+    # Begin, words and end; padding is 0.
+    assert workload.tokens.read - before == np.count_nonzero(batch["text"])
+    assert batch["text"].shape[0] == 24 and not batch["text"].all()
+
+
 def test_what_trains(clips_root):
     whole = workload_config(clips_root).build()
     assert "text_lower" in whole.frozen and "text_lower" not in whole.params
@@ -498,8 +507,14 @@ def test_what_trains(clips_root):
 @pytest.mark.parametrize("family, task", quick(CAN, WIDEST[:2]))
 def test_loss_of_training_is_that_of_the_evaluation(built, clips_root, family, task):
     workload = built(family, task)
+    before = dataclasses.replace(workload.tokens)
     metrics = workload.evaluate(workload.params, workload.frozen, "validation")
     inputs = read_clip_inputs(clips_config(clips_root), task)
+    texts = {"question_answering": ("question", "choices")}.get(task, ("text",))
+    read = count_text_tokens(inputs, inputs.splits["validation"], texts)
+    assert workload.tokens.read - before.read == read > 0
+    written = workload.tokens.written - before.written
+    assert (written > 0) == (task == "captioning")
     loss, _ = jax.jit(workload.loss_fn)(
         workload.params, workload.frozen, inputs.splits["validation"], jax.random.key(0)
     )

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.data.sources.class_folders import tar_files
 from meta_opt.data.sources.sample_schema import KEYS, Media, Sample, parse_fields
 from meta_opt.data.sources.webdataset import COMPRESSED, read_tar
 from meta_opt.text_files import read_jsonl
@@ -133,8 +134,7 @@ class _Keys:
 def _tar_files(pattern: str) -> Sequence[Path]:
     path = Path(pattern)
     if path.is_dir():
-        # Copies from macOS come with ._ files.
-        tars = sorted(p for p in path.glob("*.tar") if not p.name.startswith("."))
+        tars = tar_files(path)
     else:
         tars = _expand(pattern)
     if not tars:

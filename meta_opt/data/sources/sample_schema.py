@@ -100,6 +100,7 @@ class Fields:
         score: regression target.
         target: all right answers.
         split: split of the sample, if it is given.
+        given_label: the label as given, of which ``label`` is the name.
     """
 
     files: Mapping[str, str]
@@ -109,6 +110,7 @@ class Fields:
     score: float | None = None
     target: tuple[str, ...] = ()
     split: str | None = None
+    given_label: str | int | float | bool | None = None
 
     @property
     def reads(self) -> str:
@@ -172,6 +174,7 @@ def parse_fields(value: Any, asked: bool = True) -> tuple[Fields, tuple[str, ...
         score=_score(given["score"]) if "score" in given else None,
         target=_texts("target", given.get("target", "")),
         split=_split(given["split"]) if "split" in given else None,
+        given_label=given.get("label"),
     )
     if "target" in given and not fields.target:
         raise ValueError("an empty `target`")

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.data.sources.few_shot.stored import StoredFewShot, open_few_shot
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.finetuning.energy import EnergyMeter
 from meta_opt.finetuning.ledger import LEDGER, measure, read_ledger
 from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import FinishedRun, finetune
 from meta_opt.optimizers.weights import weights_digest
-from meta_opt.parallel.mesh import make_mesh
+from meta_opt.parallel.mesh import check_batch_size, make_mesh
 from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.provenance import provenance
 from meta_opt.run_log import changed_settings
@@ -167,9 +168,14 @@ class Phases:
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after saving.
-            ValueError: a finished phase has other settings or data, or another process
-                is running the study.
+            ValueError: a finished phase has other settings or data, another process is
+                running the study, or the mesh or the micro-batches do not divide the
+                batch size.
         """
+        run = self.study.run
+        check_batch_size(
+            make_mesh(run.mesh), run.loop.batch_size, run.loop.accumulation_steps
+        )
         with hold_workdir(self.workdir):
             self._run(announce)
 
@@ -366,12 +372,12 @@ class Phases:
         The cost is measured on the test split, when everything is already compiled.
         """
         size = self._workload.data.eval_batch_size
-        meter = EnergyMeter()
+        meter, tokens = EnergyMeter(), TokenCounter()
         devices = make_mesh(self.study.run.mesh).size
         found: dict[str, Any] = {"metrics": {}}
         for split, examples in self._examples.items():
-            with measure(devices, meter) as measured:
-                written = answers_to(model, examples, self.preprocessing, size)
+            with measure(devices, meter, tokens=tokens) as measured:
+                written = answers_to(model, examples, self.preprocessing, size, tokens)
             scores = scores_of(model, examples, self.preprocessing, size)
             predictions = Predictions(examples, written, scores)
             predictions.write(folder / f"predictions_{split}.jsonl")

@@ -13,6 +13,7 @@ from meta_opt.data.preprocessing.answers import AnswerTokenizer
 from meta_opt.data.preprocessing.pictures import Pictures, Unreadable
 from meta_opt.data.sources.few_shot.files import answer_of
 from meta_opt.data.sources.image_text_rows import ImageTextRows
+from meta_opt.data.token_counts import TokenCounter
 from meta_opt.evaluators.answers import write_answers
 from meta_opt.evaluators.category_likelihood import answer_scores
 from meta_opt.metrics.category_answers import CategoryParser, report_answers
@@ -148,11 +149,22 @@ def answers_to(
     examples: Examples,
     preprocessing: Preprocessing,
     batch_size: int,
+    tokens: TokenCounter | None = None,
 ) -> tuple[str, ...]:
-    """Generates answers of at most ``preprocessing.text_length`` tokens."""
+    """Generates answers of at most ``preprocessing.text_length`` tokens.
+
+    Args:
+        model: the model.
+        examples: N examples.
+        preprocessing: preprocessing of the model.
+        batch_size: number of examples per batch.
+        tokens: counter of the tokens of prompts and answers.
+    """
     tokenizer = _answer_tokenizer(preprocessing)
     config = DecodingConfig(max_tokens=preprocessing.text_length)
-    return tuple(write_answers(model, examples.data, tokenizer, config, batch_size))
+    return tuple(
+        write_answers(model, examples.data, tokenizer, config, batch_size, tokens)
+    )
 
 
 def scores_of(

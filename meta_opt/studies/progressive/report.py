@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import markdown
+from meta_opt.finetuning.ledger import Amounts
 from meta_opt.reporting.curves import RC, labelled, legend_above, style
 from meta_opt.reporting.tables import write_report
 from meta_opt.studies.progressive.summary import PUBLISHED, WAYS, Arm, Outcome
@@ -139,17 +140,18 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
 
 
 def phases_table(arms: Sequence[Arm]) -> str:
-    """Returns losses, validation metrics, macro averages and times of each phase."""
+    """Returns losses, metrics, times, and costs of a prediction of each phase."""
     head = ["track, phase", "train loss", "val. loss", "val. accuracy"]
     head += ["precision", "recall", "F1", "macro precision", "macro recall"]
     head += ["macro F1", "steps s", "run s", "ms a prediction"]
-    head += ["1000 predictions"]
+    head += ["tokens in, out a prediction", "1000 predictions"]
     rows = []
     for arm in arms:
         prices = arm.ledger().prices
         for o in arm.outcomes:
             spent = o.ledger.select(kind="training")
-            each, money = o.prediction().seconds, prices.money(o.prediction())
+            each = o.prediction()
+            money = prices.money(each)
             losses = (o.last("train_loss"), o.last("validation_loss"))
             averages = (
                 o.metric(f"{average}_{name}")
@@ -164,7 +166,8 @@ def phases_table(arms: Sequence[Arm]) -> str:
                     *map(_decimals, averages),
                     _seconds(o.record.get("train_seconds")),
                     _seconds(spent.total().seconds if spent.entries else None),
-                    "-" if each is None else f"{1000 * each:.1f}",
+                    "-" if each.seconds is None else f"{1000 * each.seconds:.1f}",
+                    _tokens(each),
                     "-" if money is None else f"{prices.currency} {1000 * money:.3g}",
                 ]
             )
@@ -182,6 +185,12 @@ def decisions_table(arms: Sequence[Arm]) -> str:
         if arm.stopped:
             rows.append([f"{arm.name}, phase {len(arm.outcomes)}", "none", arm.stopped])
     return _table(["track, phase", "pictures", "reason"], rows) if rows else ""
+
+
+def _tokens(each: Amounts) -> str:
+    if each.tokens_in is None or each.tokens_out is None:
+        return "-"
+    return f"{each.tokens_in:,.1f}, {each.tokens_out:,.1f}"
 
 
 def _seconds(value: float | None) -> str:

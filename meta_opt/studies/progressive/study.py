@@ -50,6 +50,8 @@ class PhasesConfig:
         check_name("study.mode", self.mode, MODES)
         if self.export:
             check_name("study.export", self.export, FORMATS)
+        if not self.folder.strip():
+            raise ValueError("study.folder is empty: name a folder of few-shot data")
         check_least("study", self, width=1, phases=0, epochs=1, answer_tokens=0)
 
 

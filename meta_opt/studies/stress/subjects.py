@@ -26,6 +26,9 @@ from meta_opt.workloads.image_text_model import (
     read_preprocessing,
 )
 
+_MODEL_FILES = (".safetensors", ".json", ".model")
+"""Suffixes of the files of a Hugging Face folder that determine a model's answers."""
+
 
 class Answer(NamedTuple):
     """A model's answer about an image.
@@ -68,7 +71,8 @@ class Described:
         prompted: whether the model takes a prompt with the categories.
         image_size: side of the network's input in pixels.
         class_names: class names of a classifier; empty for a generative model.
-        digest: digest of the weights.
+        digest: digest of the contents of the weights; of a Hugging Face folder also of
+            settings and tokenizer.
         processor: folder of the tokenizer, if it is not that of the model.
     """
 
@@ -241,13 +245,19 @@ def _model_config(path: str, processor: str) -> ModelConfig:
 
 
 def _digest(path: str) -> str:
-    """Returns the recorded SHA-256 of weights, or a hash of file names and sizes.
+    """Returns the recorded SHA-256 of weights, or that of the files of a folder.
 
-    Hashing gigabytes of weights could take longer than a test.
+    A folder is read as a whole, which takes a few seconds for gigabytes of weights.
     """
     about = Path(f"{path}.json")
     if about.is_file():
         return str(read_json(about).get("sha256"))
-    files = sorted(Path(path).glob("*.safetensors")) if is_folder(path) else []
-    listed = [(file.name, file.stat().st_size) for file in files] or path
+    if not is_folder(path):
+        return hashlib.sha256(path.encode()).hexdigest()  # Shipped weights.
+    listed = []
+    for file in sorted(Path(path).iterdir()):
+        if file.suffix in _MODEL_FILES and file.is_file():
+            with file.open("rb") as opened:
+                contents = hashlib.file_digest(opened, "sha256").hexdigest()
+            listed.append((file.name, contents))
     return hashlib.sha256(repr(listed).encode()).hexdigest()

@@ -16,9 +16,14 @@ from meta_opt.data.preprocessing.images import (
     shrink,
 )
 from meta_opt.data.preprocessing.pictures import MAX_PIXELS
-from meta_opt.data.sources.class_folders import class_folders, visible_files
+from meta_opt.data.sources.class_folders import (
+    class_folders,
+    is_folder_of_tar_files,
+    visible_files,
+)
 from meta_opt.data.sources.jsonl_samples import is_path, read_samples
 from meta_opt.data.sources.video_annotations.annotation_files import read_table
+from meta_opt.data.sources.webdataset import COMPRESSED
 from meta_opt.data.splits import named_split
 from meta_opt.metrics.category_answers import CategoryParser
 from meta_opt.text_files import decode_text
@@ -33,6 +38,10 @@ _DIVIDED = (
     "and leave out those of a test set"
 )
 _SVG = ".svg"
+_TABLES = (".csv", ".tsv")
+_FILES = (".jsonl", ".json", ".tar", *COMPRESSED)
+_COLUMNS = ("image", "category")
+"""Default columns of a table: image and class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +100,18 @@ def _check_aspect(width: int, height: int) -> None:
 
 
 def read_items(
-    path: str | os.PathLike, image_column: str = "image", class_column: str = "category"
+    path: str | os.PathLike,
+    image_column: str = _COLUMNS[0],
+    class_column: str = _COLUMNS[1],
 ) -> list[Item]:
     """Finds a user's images and their classes.
 
     Args:
         path: a folder with a folder of images for each class, at any depth below it;
             a JSONL file or WebDataset tar files whose samples have an ``image`` and a
-            ``label`` (`meta_opt.data.sources.sample_schema`); or a table, ``.csv`` or
-            ``.tsv``, of which two columns are read. Paths in a file are relative to it.
+            ``label`` (`meta_opt.data.sources.sample_schema`); or a table, ``.csv``
+            (commas, or semicolons) or ``.tsv``, of which two columns are read. Paths in
+            a file are relative to it.
         image_column: column of a table with the paths of images.
         class_column: column of a table with the names of classes.
 
@@ -107,16 +119,28 @@ def read_items(
         An item for each image, in the order of their keys.
 
     Raises:
-        ValueError: a folder without classes, a class without images, a malformed file,
-            a sample without image or class or with a split, a URL instead of a path, or
-            one image in two classes. The message says what and where.
+        ValueError: a folder without classes, a class without images, a malformed file
+            or one of another kind, column names without a table or equal ones, a sample
+            without image or class or with a split, a URL instead of a path, or one
+            image in two classes. The message says what and where.
         FileNotFoundError: the file or folder does not exist.
     """
     folder = Path(path)
-    delimiters = {".csv": ",", ".tsv": "\t"}
-    if (delimiter := delimiters.get(folder.suffix.lower())) is not None:
-        found = _from_table(folder, image_column, class_column, delimiter)
-    elif folder.is_dir() and not any(folder.glob("*.tar")):
+    ending = folder.suffix.lower()
+    if ending not in _TABLES and (image_column, class_column) != _COLUMNS:
+        raise ValueError(
+            f"image_column={image_column!r}, class_column={class_column!r}: {path} is "
+            f"not a table ({', '.join(_TABLES)}), so it has no columns; leave them out"
+        )
+    if ending in _TABLES:
+        found = _from_table(folder, image_column, class_column)
+    elif folder.is_file() and not folder.name.lower().endswith(_FILES):
+        raise ValueError(
+            f"{path} is of no kind that is read: give a folder with a folder of images "
+            f"for each class, or a file .jsonl, .tar, {', '.join(_TABLES)}; save a "
+            "spreadsheet as .csv, and unpack archives"
+        )
+    elif folder.is_dir() and not is_folder_of_tar_files(folder, _endings()):
         found = _from_folder(folder)
     elif folder.exists() or (is_path(os.fspath(path)) and not folder.suffix == ""):
         found = _from_samples(path)
@@ -142,7 +166,7 @@ def _from_folder(root: Path) -> Iterable[Item]:
     if len({named_split(name) for name in splits}) > 1 or len(splits) == len(folders):
         names = ", ".join(splits)
         raise ValueError(f"{root} has folders of splits ({names}). {_DIVIDED}")
-    endings = {*Image.registered_extensions(), _SVG}
+    endings = _endings()
     for folder in folders:
         files = [p for p in visible_files(folder) if p.suffix.lower() in endings]
         if not files:
@@ -153,6 +177,11 @@ def _from_folder(root: Path) -> Iterable[Item]:
         for file in files:
             key = file.relative_to(root).as_posix()
             yield _file_item(key, folder.name, file)
+
+
+def _endings() -> set[str]:
+    """Suffixes of the files of images."""
+    return {*Image.registered_extensions(), _SVG}
 
 
 def _file_item(key: str, class_name: str, file: Path) -> Item:
@@ -173,11 +202,15 @@ def _from_samples(path: str | os.PathLike) -> Iterable[Item]:
         yield Item(sample.key, sample.fields.label, media.read, is_svg)
 
 
-def _from_table(
-    path: Path, image_column: str, class_column: str, delimiter: str
-) -> Iterable[Item]:
+def _from_table(path: Path, image_column: str, class_column: str) -> Iterable[Item]:
+    if image_column == class_column:
+        raise ValueError(
+            f"image_column and class_column are both {image_column!r}; name two "
+            f"columns of {path}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    delimiter = _delimiter(path)
     for row in read_table(path, [image_column, class_column], delimiter):
         name, class_name = row.text(image_column), row.text(class_column)
         if "://" in name:
@@ -190,6 +223,18 @@ def _from_table(
                 raise ValueError(f"{row.where}: has a column `{column}`. {_DIVIDED}")
         key = Path(os.path.normpath(name)).as_posix()
         yield _file_item(key, class_name, path.parent / name)
+
+
+def _delimiter(path: Path) -> str:
+    """The character between the cells of a table.
+
+    Spreadsheets write semicolons in ``.csv`` in locales with a decimal comma.
+    """
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with path.open("rb") as file:
+        header = next((line for line in file if line.strip()), b"")
+    return ";" if b";" in header and b"," not in header else ","
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:

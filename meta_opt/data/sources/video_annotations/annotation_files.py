@@ -215,7 +215,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
     Args:
         path: the file, in UTF-8.
         columns: names of the required columns; others may exist.
-        delimiter: a comma or a tab.
+        delimiter: a comma, a semicolon or a tab.
 
     Raises:
         ValueError: if the file is not UTF-8, a column is missing or named twice, quotes
@@ -228,7 +228,7 @@ def read_table(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[E
     >>> [row.text("sentence") for row in read_table(path, ["video_id"], ",")]
     ['a car, parked']
     """
-    named = "tabs" if delimiter == "\t" else "commas"
+    named = {"\t": "tabs", ";": "semicolons"}.get(delimiter, "commas")
     form = f"columns {', '.join(columns)}, separated by {named}"
     try:
         text = decode_text(path.read_bytes())
