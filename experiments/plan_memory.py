@@ -18,13 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meta_opt.text_files import read_json
-
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.text_files import write_json
+from meta_opt.text_files import read_json, write_json
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/plan_memory", "Folder for finished plans.")
