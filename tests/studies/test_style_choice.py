@@ -40,13 +40,14 @@ SCORES = {
 
 
 def test_each_style_is_read_with_what_the_others_choose():
-    assert leave_one_style_out(SCORES, STYLES, 0.0) == [
+    folds = leave_one_style_out(SCORES, STYLES, 0.0)
+    assert folds == [
         # c and d choose; a and b would have chosen otherwise.
         Fold("dense", "large", pytest.approx(0.35), "small", pytest.approx(0.05)),
         Fold("adapters", "small", 0.6, "large", -0.2),
         Fold("heads", "large", 0.1, "large", 0.1),
     ]
-    assert transferred(SCORES, STYLES, 0.0) == pytest.approx(
+    assert transferred(SCORES, STYLES, folds, 0.0) == pytest.approx(
         (0.4 + 0.3 + 0.6 + 0.1) / 4
     )
 
