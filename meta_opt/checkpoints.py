@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from meta_opt.error_messages import first_few
 from meta_opt.parallel.processes import any_process, barrier
 from meta_opt.text_files import plain_json, read_json
 from meta_opt.tree_paths import leaves_by_path
@@ -377,10 +378,11 @@ def _check_layout(saved: dict[str, str], leaves: dict[str, Any], where: Path) ->
         if saved.get(key) != wanted.get(key)
     ]
     if differences:
+        shown = first_few(differences, separator="; ")
         raise CheckpointMismatchError(
             f"{where} holds another model or optimizer; {len(differences)} of "
-            f"{len(wanted)} leaves differ: {'; '.join(differences[:5])}. Use the "
-            "settings it was made with, or another directory"
+            f"{len(wanted)} leaves differ: {shown}. Use the settings it was made with, "
+            "or another directory"
         )
 
 

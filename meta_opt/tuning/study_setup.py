@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from meta_opt.error_messages import first_few
 from meta_opt.text_files import plain_json
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ INTERRUPTED = "interrupted"
 """User attribute of the study: numbers of the trials that were cut off."""
 PLACE = "place"
 """User attribute of a trial: which one of the search it is."""
-_NAMED = 5
-"""Differing settings that an error names."""
 
 
 def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -> None:
@@ -36,7 +35,7 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
         study.set_user_attr(_SETUP, now)
     elif before != now:
         changed = [
-            f"{key} ({', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)})"
+            f"{key} ({first_few(names)})"
             for key in now
             if (names := _changed(before.get(key, {}), now[key]))
         ]
