@@ -18,7 +18,8 @@ from experiments.load_table import table
 from experiments.load_trials import TRIALS
 from experiments.stored_results import StoredResult
 from experiments.worker import run_in_process
-from meta_opt.types import check_keys, write_atomic
+from meta_opt.text_files import write_text
+from meta_opt.types import check_keys
 
 CONFIG = cli.define_config("configs/load.py:full")
 CHOSEN = cli.define_only("trials")
@@ -39,8 +40,7 @@ def main() -> None:
         if (record := stored.stored()) is not None:
             found[name] = record
     text = table(found, config["counts"])
-    with write_atomic(folder / "load.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "load.md", text)
     print(text)
 
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "meta_opt"
 LAYERS = {
     "meta_opt.types": 0,
     "meta_opt.mesh_axes": 0,
+    "meta_opt.markdown": 0,
     "meta_opt.error_messages": 0,
     "meta_opt.text_files": 0.05,
     "meta_opt.tensor_files": 0.05,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from meta_opt.markdown import markdown_table
 from meta_opt.metrics.intervals import interval
 from meta_opt.reporting.curves import RC
 from meta_opt.studies.meta_test.contenders import HAND_DESIGNED
@@ -57,10 +58,8 @@ def table_of(records: Mapping[str, Record]) -> str:
         A table of validation loss (mean and 95% interval over seeds), test accuracy and
         seconds of a run.
     """
-    lines = [
-        "| optimizer, no tuning | validation loss | test accuracy | seconds a run |",
-        "|---|---:|---:|---:|",
-    ]
+    head = ("optimizer, no tuning", "validation loss", "test accuracy", "seconds a run")
+    rows = []
     for record in ranked(records):
         run = record.full
         loss = "failed"
@@ -70,11 +69,9 @@ def table_of(records: Mapping[str, Record]) -> str:
             if found.high is not None:
                 loss += f" ± {found.high - found.mean:.3f}"
         accuracy = 100 * float(run.test_accuracy.mean())
-        lines.append(
-            f"| {label_of(record.optimizer)} | {loss} | {accuracy:.1f}% "
-            f"| {run.seconds:.1f} |"
-        )
-    return "\n".join(lines)
+        label = label_of(record.optimizer)
+        rows.append((label, loss, f"{accuracy:.1f}%", f"{run.seconds:.1f}"))
+    return markdown_table(head, rows)
 
 
 def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import markdown
+from meta_opt.markdown import markdown_table
 from meta_opt.reporting.curves import RC, labelled, legend_above, style
 from meta_opt.reporting.tables import write_report
 from meta_opt.studies.progressive.summary import PUBLISHED, WAYS, Arm, Outcome
@@ -92,11 +93,6 @@ def _about(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def _decimals(value: float) -> str:
     """Formats a fraction with three decimals, as in the published table.
 
@@ -135,7 +131,7 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
         if set(cells) != {"-"}:
             rows.append([f"*published, {name}*", *cells])
     head = [f"{width} px", "zero-shot", *(f"phase {i + 1}" for i in range(count))]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def phases_table(arms: Sequence[Arm]) -> str:
@@ -168,7 +164,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
                     "-" if money is None else f"{prices.currency} {1000 * money:.3g}",
                 ]
             )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def decisions_table(arms: Sequence[Arm]) -> str:
@@ -181,7 +177,7 @@ def decisions_table(arms: Sequence[Arm]) -> str:
                 rows.append([f"{arm.name}, {o.name}", width, str(reason)])
         if arm.stopped:
             rows.append([f"{arm.name}, phase {len(arm.outcomes)}", "none", arm.stopped])
-    return _table(["track, phase", "pictures", "reason"], rows) if rows else ""
+    return markdown_table(["track, phase", "pictures", "reason"], rows) if rows else ""
 
 
 def _seconds(value: float | None) -> str:
@@ -199,7 +195,7 @@ def answers_table(arms: Sequence[Arm]) -> str:
         for arm in arms
         for o in arm.outcomes
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
