@@ -6,10 +6,9 @@ from pathlib import Path
 
 from meta_opt.markdown import markdown_table
 from meta_opt.metrics.intervals import interval
-from meta_opt.reporting.curves import RC
+from meta_opt.reporting.figure_style import png_figure
 from meta_opt.studies.meta_test.contenders import HAND_DESIGNED
 from meta_opt.studies.meta_test.records import Record
-from meta_opt.types import write_atomic
 
 
 def label_of(optimizer: str) -> str:
@@ -82,12 +81,8 @@ def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
         records: records by optimizer.
         title: title of the figure.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     order = ranked(records)
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(7.5, 0.6 + 0.32 * len(order)), layout="constrained")
+    with png_figure(path, (7.5, 0.6 + 0.32 * len(order))) as figure:
         axes = figure.subplots()
         for row, record in enumerate(order):
             losses = [x for x in record.full.validation_loss if x is not None]
@@ -100,7 +95,6 @@ def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("validation loss after the last step (one dot a seed)")
         axes.set_title(title, loc="left", fontsize=10)
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _labels(order: Sequence[Record]) -> list[str]:

@@ -7,10 +7,9 @@ from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import markdown
 from meta_opt.markdown import markdown_table
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 from meta_opt.reporting.tables import write_report
 from meta_opt.studies.progressive.summary import PUBLISHED, WAYS, Arm, Outcome
-from meta_opt.types import write_atomic
 
 _WAYS = {"answers": "answers as written", "likelihood": "likeliest of the list"}
 _NOTES = """\
@@ -208,12 +207,9 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
         arms: tracks, with one line each.
         width: image width in pixels; the published curve for it is added, if any.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
+    with png_figure(path, (10, 4.2)) as figure:
         panels = figure.subplots(1, len(WAYS), sharey=True)
         last = max(len(arm.outcomes) for arm in arms)
         for axes, way in zip(panels, WAYS, strict=True):
@@ -252,7 +248,6 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
             axes.set_xlim(-0.3, last - 0.7)
         panels[0].set_ylabel("test accuracy, 95% interval")
         legend_above(figure, labelled(panels[0]))
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _published(width: int) -> list[float]:
@@ -272,17 +267,13 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
     Returns:
         Whether there was anything to plot.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     rows = {arm.name: arm.costs()[:-1] for arm in arms}
     known = [row.cost for of_arm in rows.values() for row in of_arm]
     unit = "money" if all(c["money"] is not None for c in known) else "device_seconds"
     if not known or any(cost[unit] is None for cost in known):
         return False
     currency = arms[0].ledger().prices.currency
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
+    with png_figure(path, (7, 4.4)) as figure:
         axes = figure.subplots()
         for index, arm in enumerate(arms):
             spent = [row.cost[unit] or 0.0 for row in rows[arm.name]]
@@ -304,7 +295,6 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
         axes.set_xlabel(f"cost of training so far ({units[unit]}); marks are phases")
         axes.set_ylabel("test accuracy, answers as written")
         legend_above(figure, labelled(axes))
-        figure.savefig(temporary, format="png", dpi=150)
     return True
 
 
