@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from meta_opt.meta_training.direct_search_config import DirectSearchConfig
 from meta_opt.meta_training.family_scores import REFERENCES, Families, read_or
+from meta_opt.meta_training.family_scores_config import FamilyScoresConfig
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import load_theta
@@ -119,12 +119,10 @@ class StyleChoiceConfig:
             for i, fields in enumerate(self.candidates)
         )
 
-    def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
+    def evaluation(self, controller: ControllerConfig) -> FamilyScoresConfig:
         """Returns evaluation settings, the same as in the search of direct weights."""
-        return DirectSearchConfig(
+        return FamilyScoresConfig(
             families=self.families,
-            # Required, but unused: candidates are given and not sampled.
-            direct=(("constant>step", 0.0, 1.0),),
             num_steps=self.num_steps,
             seeds=self.seeds,
             reference_seeds=self.reference_seeds,
