@@ -14,7 +14,7 @@ def compare(found: Any, expected: Any) -> dict[str, float]:
     """Compares two results of the same run.
 
     Args:
-        found: a `meta_opt.finetuning.loop.RunResult`.
+        found: a `meta_opt.finetuning.run_result.RunResult`.
         expected: the result to compare with.
 
     Returns:
