@@ -40,7 +40,7 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     import jax.numpy as jnp
 
     from meta_opt.types import from_config
-    from meta_opt.workloads.image_text_model import (
+    from meta_opt.workloads.image_text_architecture import (
         CONTRASTIVE,
         ModelConfig,
         architecture,

@@ -21,7 +21,7 @@ from meta_opt.models.decoding import DecodingConfig
 from meta_opt.models.generative import Generative
 from meta_opt.text_files import write_jsonl
 from meta_opt.types import Batch
-from meta_opt.workloads.image_text_model import Preprocessing
+from meta_opt.workloads.image_text_preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
