@@ -43,7 +43,7 @@ def find_clips(
             [T, D] with one D, or segments are to be cut from whole videos and
             ``frames_per_second`` is not given.
 
-    >>> import tempfile
+    >>> import tempfile, numpy as np
     >>> media = Path(tempfile.mkdtemp())
     >>> np.save(media / "video0.npy", np.ones((5, 3), np.float16))
     >>> sample = VideoTextSample("video0", "video0", "train", ("a car",))
