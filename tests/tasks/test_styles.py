@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from prepared_tasks import built
 
-from meta_opt.data.missing import MissingDataError
 from meta_opt.tasks import style_family
 from meta_opt.tasks.families import (
     FAMILIES,
@@ -38,14 +38,6 @@ QUICK = {
     "style_photos_denoise",
     "style_cldr_bag",
 }
-
-
-def built(family):
-    try:
-        return make_task(family)
-    except MissingDataError as error:
-        assert "make data" in str(error)
-        pytest.skip(f"{family} needs data that are not prepared")
 
 
 def test_all_names_are_registered_for_meta_training():
