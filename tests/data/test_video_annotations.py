@@ -182,7 +182,7 @@ def test_names_that_are_not_known(folder):
         read_annotations("msrvt", folder)
     with pytest.raises(ValueError, match=r"no split 'valid'; did you mean 'validatio"):
         read_annotations("msrvtt", folder, split="valid")
-    with pytest.raises(ValueError, match="has a split twice"):
+    with pytest.raises(ValueError, match="split has train more than once"):
         read_annotations("msrvtt", folder, split="train+train")
     with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere.*MOSI-label"):
         read_annotations("cmu_mosi", folder / "nowhere")

@@ -138,11 +138,14 @@ def test_a_stopped_measurement_goes_on_after_the_last_family(
     ("changes", "message"),
     [
         ({"candidates": ()}, "candidates is empty"),
-        ({"candidates": ({"name": "x"}, {"name": "x"})}, "have the name x"),
+        (
+            {"candidates": ({"name": "x"}, {"name": "x"})},
+            "candidates has x more than once",
+        ),
         ({"candidates": ({"share": 1.0},)}, r"candidates\[0\] needs a value for name"),
         ({"styles": {"one": ("line",)}}, "must have two or more styles"),
         ({"styles": {"one": ("line",), "two": ()}}, "styles two have no families"),
-        ({"styles": {"one": ("a",), "two": ("a",)}}, "families more than once: a"),
+        ({"styles": {"one": ("a",), "two": ("a",)}}, "styles has a more than once"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, message):

@@ -19,7 +19,7 @@ from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import progress_bar, write_config
 from meta_opt.tasks.task import Task
 from meta_opt.text_files import write_json
-from meta_opt.types import PyTree, check_name, from_config
+from meta_opt.types import PyTree, check_distinct, check_name, from_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +97,12 @@ class StyleChoiceConfig:
         names = [candidate.name for candidate in self.read_candidates()]
         if not names:
             raise ValueError("candidates is empty; name at least one")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several candidates have the name {', '.join(twice)}")
+        check_distinct("candidates", names)
         if len(self.styles) < 2:
             raise ValueError(f"styles={dict(self.styles)} must have two or more styles")
         if empty := [name for name, each in self.styles.items() if not each]:
             raise ValueError(f"styles {', '.join(empty)} have no families")
-        families = self.families
-        if twice := sorted({f for f in families if families.count(f) > 1}):
-            raise ValueError(f"styles has families more than once: {', '.join(twice)}")
+        check_distinct("styles", self.families)
 
     @property
     def families(self) -> tuple[str, ...]:

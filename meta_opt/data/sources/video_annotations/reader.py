@@ -25,7 +25,7 @@ from meta_opt.data.sources.video_annotations.find_clips import (
 )
 from meta_opt.data.sources.video_annotations.sample import VideoTextSample
 from meta_opt.error_messages import first_few
-from meta_opt.types import check_name, near_match
+from meta_opt.types import check_distinct, check_name, near_match
 
 _log = logging.getLogger(__name__)
 
@@ -222,8 +222,7 @@ def _parts(kind: str, split: str) -> list[str]:
                 f"{kind} has no split {part!r}{near_match(part, known)} "
                 f"(splits: {', '.join(known)})"
             )
-    if len(set(parts)) < len(parts):
-        raise ValueError(f"split={split!r} has a split twice")
+    check_distinct("split", parts)
     return parts
 
 
