@@ -60,7 +60,8 @@ class Files:
             self._where.update((spelling(k), (name, k)) for k in opened.keys())
         if gone := sorted(set(listed) - there):
             raise ValueError(
-                f"{folder}: {index.name} lists {first_few(gone)}, not there"
+                f"{folder}: tensors that {index.name} lists are missing: "
+                f"{first_few(gone)}"
             )
 
     def names(self) -> set[str]:

@@ -93,7 +93,7 @@ def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
     """Draws the gain of each stage over the first one, with its interval.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         rows: one row for each stage.
     """
     with png_figure(path, (8.0, 0.5 * len(rows) + 1.4)) as figure:

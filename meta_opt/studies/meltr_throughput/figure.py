@@ -24,7 +24,7 @@ def plot_overhead(
     meta-batches has K=10 and each model's smallest T.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         cells: all measured cells.
         found: cost model, drawn as lines in the panel of K; None for none.
         intervals: values of K, the interval of meta-steps.
@@ -83,7 +83,7 @@ def plot_devices(path: str | Path, cells: Sequence[Measured]) -> None:
     """Plots communication and peak memory per device of multi-device cells.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         cells: compiled cells; each has a bar for each program.
     """
     with png_figure(path, (9.5, 1.4 + 0.55 * len(cells)), dpi=130) as figure:

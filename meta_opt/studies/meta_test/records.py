@@ -123,7 +123,7 @@ def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) ->
 
 
 def write_record(path: str | Path, record: Record) -> None:
-    """Writes a record, whole or not at all."""
+    """Writes a record, atomically."""
     config = {"task": record.task, "optimizer": record.optimizer, "setup": record.setup}
     values = {"digest": settings_digest(config), **dataclasses.asdict(record)}
     write_json(path, {"format": FORMAT, **values}, indent=1)

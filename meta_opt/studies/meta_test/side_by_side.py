@@ -77,7 +77,7 @@ def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
     """Plots each seed's validation loss; rows are optimizers, the best at the top.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         records: records by optimizer.
         title: title of the figure.
     """

@@ -114,7 +114,7 @@ class Predictions:
         return np.where(undefined, -1, np.argmax(self.scores, axis=1))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a JSON line for each example, whole or not at all."""
+        """Writes a JSON line for each example, atomically."""
         classes = self.examples.classes
         parser = CategoryParser(classes)
         likeliest = self._likeliest()

@@ -203,7 +203,7 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
     There is a panel for each way of predicting a class.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         arms: tracks, with one line each.
         width: image width in pixels; the published curve for it is added, if any.
     """
@@ -261,7 +261,7 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
     The cost is money if the ledgers have prices, otherwise device seconds.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         arms: tracks, with one line each; tracks without measured costs are left out.
 
     Returns:

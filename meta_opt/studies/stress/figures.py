@@ -18,7 +18,7 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
     """Plots accuracy over training and test widths, with a panel for each model.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         rows: rows of all models; only conditions without other changes are plotted.
 
     Returns:
@@ -51,7 +51,7 @@ def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
     """Plots accuracy over corruptions and severities, with a panel for each model.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         rows: rows of all models; if corruptions were added to several conditions of a
             model, each condition has a panel.
 
