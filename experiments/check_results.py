@@ -10,8 +10,6 @@ measured, for example because `make data` has not been run. Each check runs in i
 process.
 """
 
-import concurrent.futures
-import multiprocessing
 import sys
 import time
 from collections.abc import Mapping
@@ -25,7 +23,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from experiments.worker import start_on_devices
+from experiments.worker import run_in_process
 from meta_opt.studies.reproduction.compare import Comparison
 from meta_opt.studies.reproduction.report import (
     aligned,
@@ -59,15 +57,11 @@ def measure(kind: str, settings: Mapping[str, Any]) -> list[Comparison] | str:
 
 def measure_apart(check: Mapping[str, Any]) -> list[Comparison] | str:
     """Runs a check in a new process with the number of devices that it needs."""
-    context = multiprocessing.get_context("spawn")
-    start = (check["devices"], "")
-    with concurrent.futures.ProcessPoolExecutor(
-        1, context, start_on_devices, start
-    ) as pool:
-        try:
-            return pool.submit(measure, check["kind"], check["settings"]).result()
-        except BrokenProcessPool:
-            return "its process ended early; memory may have been short"
+    kind, settings = check["kind"], check["settings"]
+    try:
+        return run_in_process(measure, kind, settings, devices=check["devices"])
+    except BrokenProcessPool:
+        return "its process ended early; memory may have been short"
 
 
 def run_checks(checks: Mapping[str, Any]) -> int:

@@ -22,7 +22,7 @@ from absl import flags
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.types import write_atomic
+from meta_opt.text_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -125,8 +125,7 @@ def compare_untuned(settings: dict[str, Any]) -> str:
     table = side_by_side.table_of(records)
     spread = side_by_side.noise(records)
     text = f"{title}\n\n{table}\n\nA seed makes {spread:.3f} of difference."
-    with write_atomic(Path(REPORT.value) / "untuned.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(Path(REPORT.value) / "untuned.md", text + "\n")
     return text
 
 

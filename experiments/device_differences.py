@@ -7,13 +7,14 @@ import jax
 import numpy as np
 
 from experiments.fault_trials.outcomes import largest_difference
+from meta_opt.markdown import markdown_table
 
 
 def compare(found: Any, expected: Any) -> dict[str, float]:
     """Compares two results of the same run.
 
     Args:
-        found: a `meta_opt.finetuning.loop.RunResult`.
+        found: a `meta_opt.finetuning.run_result.RunResult`.
         expected: the result to compare with.
 
     Returns:
@@ -42,12 +43,9 @@ def _losses(result: Any) -> list[dict[str, float]]:
 
 def table(differences: Mapping[int, Mapping[str, float]], first: int) -> str:
     """Returns a Markdown table of the differences to the run on ``first`` devices."""
-    lines = [
-        f"| devices | losses differ from those of {first} by | parameters |",
-        "|---|---|---|",
-        *(
-            f"| {count} | {found['losses']:.1e} | {found['parameters']:.1e} |"
-            for count, found in differences.items()
-        ),
+    head = ("devices", f"losses differ from those of {first} by", "parameters")
+    rows = [
+        (str(count), f"{found['losses']:.1e}", f"{found['parameters']:.1e}")
+        for count, found in differences.items()
     ]
-    return "\n".join(lines) + "\n"
+    return markdown_table(head, rows, numbers=False) + "\n"

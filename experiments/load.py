@@ -7,11 +7,8 @@ Results are kept in ``config.results`` and not measured again; ``--report_only``
 writes the table of stored results.
 """
 
-import concurrent.futures
-import multiprocessing
 import sys
 from pathlib import Path
-from typing import Any
 
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,21 +17,13 @@ from experiments import cli
 from experiments.load_table import table
 from experiments.load_trials import TRIALS
 from experiments.stored_results import StoredResult
-from experiments.worker import start_on_devices
-from meta_opt.types import check_keys, write_atomic
+from experiments.worker import run_in_process
+from meta_opt.text_files import write_text
+from meta_opt.types import check_keys
 
 CONFIG = cli.define_config("configs/load.py:full")
 CHOSEN = cli.define_only("trials")
 REPORT_ONLY = cli.define_report_only()
-
-
-def measure_apart(name: str, count: int) -> dict[str, Any]:
-    """Measures a trial in a separate process, on one CPU device."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        1, context, start_on_devices, (1, "")
-    ) as pool:
-        return pool.submit(TRIALS[name], count).result()
 
 
 def main() -> None:
@@ -47,12 +36,11 @@ def main() -> None:
     for name, count in config["counts"].items():
         stored = StoredResult(folder / f"{name}.json", {"trial": name, "count": count})
         if name in chosen and stored.stored() is None and not REPORT_ONLY.value:
-            stored.write(measure_apart(name, count))
+            stored.write(run_in_process(TRIALS[name], count))
         if (record := stored.stored()) is not None:
             found[name] = record
     text = table(found, config["counts"])
-    with write_atomic(folder / "load.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "load.md", text)
     print(text)
 
 

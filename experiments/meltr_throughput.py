@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
 from experiments.stored_results import StoredResult
-from experiments.worker import start_on_devices
+from experiments.worker import start_on_devices, terminated_on_error
 from meta_opt.text_files import plain_json
 from meta_opt.types import check_keys, from_config
 
@@ -74,19 +74,14 @@ def measure_all(missing: Sequence[Cell]) -> None:
     with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
         for place in places:
             mine = [cell for cell in missing if cell.place == place]
-            with concurrent.futures.ProcessPoolExecutor(
+            pool = concurrent.futures.ProcessPoolExecutor(
                 1, context, start_on_devices, place
-            ) as pool:
-                try:
-                    for cell in mine:
-                        bar.set_postfix_str(cell.name)
-                        pool.submit(_measure, cell).result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    for worker in multiprocessing.active_children():
-                        worker.terminate()
-                    raise
+            )
+            with pool, terminated_on_error(pool):
+                for cell in mine:
+                    bar.set_postfix_str(cell.name)
+                    pool.submit(_measure, cell).result()
+                    bar.update()
 
 
 def main() -> None:

@@ -18,13 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from meta_opt.text_files import read_json
-
 # Make the repository importable from any working directory.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments import cli
-from meta_opt.text_files import write_json
+from meta_opt.text_files import read_json, write_json
 
 CONFIG = cli.define_config()
 WORKDIR = cli.define_workdir("runs/plan_memory", "Folder for finished plans.")
@@ -42,7 +40,7 @@ def subject(settings: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], str]:
     import jax.numpy as jnp
 
     from meta_opt.types import from_config
-    from meta_opt.workloads.image_text_model import (
+    from meta_opt.workloads.image_text_architecture import (
         CONTRASTIVE,
         ModelConfig,
         architecture,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments import cli
 from experiments.sharing import reporting, shared_work
 from experiments.table_cells import STEPS, Cell, cells, measure
-from experiments.worker import start_worker
+from experiments.worker import start_worker, terminated_on_error
 from meta_opt.leases import Lease, Leases, share
 from meta_opt.types import check_keys
 
@@ -77,26 +77,21 @@ def measure_all(
             cores.put(available[worker % len(available)])
     # With leases, every worker goes through all cells and takes free ones.
     parts = [missing] * workers if leases else [[cell] for cell in missing]
-    with concurrent.futures.ProcessPoolExecutor(
+    pool = concurrent.futures.ProcessPoolExecutor(
         workers, context, start_worker, (cores,)
-    ) as pool:
+    )
+    # The search marks an interrupted trial, and later repeats its settings.
+    with pool, terminated_on_error(pool):
         waiting = {pool.submit(_measure_cells, p, config, leases) for p in parts}
-        try:
-            with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
-                while waiting:
-                    done, waiting = concurrent.futures.wait(
-                        waiting, _LOOK_SECONDS, concurrent.futures.FIRST_COMPLETED
-                    )
-                    for future in done:
-                        future.result()
-                    there = sum(cell.stored() is not None for cell in missing)
-                    bar.update(there - bar.n)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            # The search marks an interrupted trial, and later repeats its settings.
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
+        with tqdm(total=len(missing), desc="cells", unit="cell") as bar:
+            while waiting:
+                done, waiting = concurrent.futures.wait(
+                    waiting, _LOOK_SECONDS, concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    future.result()
+                there = sum(cell.stored() is not None for cell in missing)
+                bar.update(there - bar.n)
 
 
 def report(config: dict[str, Any], every: Sequence[Cell]) -> str:

@@ -1,10 +1,16 @@
-"""Setup of the worker processes that a command starts."""
+"""The worker processes that a command starts."""
 
+import concurrent.futures
+import contextlib
+import multiprocessing
 import os
 import signal
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from meta_opt.parallel.processes import end_with_parent
+
+T = TypeVar("T")
 
 
 def start_worker(cores: Any = None) -> None:
@@ -41,3 +47,33 @@ def start_on_devices(devices: int, topology: str) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
     if topology:  # Programs for a topology cannot be loaded back from the cache.
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def run_in_process(function: Callable[..., T], *args: Any, devices: int = 1) -> T:
+    """Calls a function in a new process with ``devices`` CPU devices.
+
+    Raises:
+        BrokenProcessPool: the process died, for example for lack of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, context, start_on_devices, (devices, "")
+    ) as pool:
+        return pool.submit(function, *args).result()
+
+
+@contextlib.contextmanager
+def terminated_on_error(
+    pool: concurrent.futures.ProcessPoolExecutor,
+) -> Iterator[None]:
+    """Ends the workers of a pool at once if the ``with`` block raises.
+
+    Leaving the pool's own block would wait for the calls that they have begun.
+    """
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from meta_opt.error_messages import first_few
 from meta_opt.parallel.processes import any_process, barrier
-from meta_opt.text_files import plain_json, read_json
+from meta_opt.text_files import plain_json, read_json, write_text
 from meta_opt.tree_paths import leaves_by_path
-from meta_opt.types import PyTree, write_atomic
+from meta_opt.types import PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -285,8 +286,7 @@ class Checkpoints:
         ]
         newest = max(folders, key=lambda folder: folder.stat().st_mtime_ns)
         manifests = self._directory / _MANIFESTS
-        with write_atomic(manifests / f"{step}.json") as temporary:
-            temporary.write_text(json.dumps(_hashes(newest)), encoding="utf-8")
+        write_text(manifests / f"{step}.json", json.dumps(_hashes(newest)))
         for manifest in manifests.glob("[0-9]*.json"):
             if int(manifest.stem) not in {step, *self._manager.all_steps()}:
                 manifest.unlink()
@@ -377,10 +377,11 @@ def _check_layout(saved: dict[str, str], leaves: dict[str, Any], where: Path) ->
         if saved.get(key) != wanted.get(key)
     ]
     if differences:
+        shown = first_few(differences, separator="; ")
         raise CheckpointMismatchError(
             f"{where} holds another model or optimizer; {len(differences)} of "
-            f"{len(wanted)} leaves differ: {'; '.join(differences[:5])}. Use the "
-            "settings it was made with, or another directory"
+            f"{len(wanted)} leaves differ: {shown}. Use the settings it was made with, "
+            "or another directory"
         )
 
 

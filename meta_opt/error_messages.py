@@ -1,7 +1,8 @@
-"""One-line messages for errors that the user or an administrator can fix."""
+"""Parts of error messages, and one-line messages for errors that a user can fix."""
 
 import errno
 import re
+from collections.abc import Iterable
 
 _LOST = re.compile("NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|[Cc]onnection")
 """Substrings of XLA's errors for collectives that lost their peer."""
@@ -16,6 +17,36 @@ _REMEDIES = {
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENOMEM: "give the command more memory",
 }
+
+
+def first_few(names: Iterable[str], most: int = 5, separator: str = ", ") -> str:
+    """Returns the first few names of a list that may be long.
+
+    >>> first_few("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
+
+
+def truncate(text: str, most: int = 60) -> str:
+    """Returns at most ``most`` characters of a text, with an ellipsis if it is longer.
+
+    >>> truncate("a long text", 6)
+    'a long...'
+    """
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def first_line(error: BaseException) -> str:
+    r"""Returns the first line of an error's message, or its type if it has none.
+
+    >>> first_line(ValueError("no such task\nTraceback ..."))
+    'no such task'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def message_of(error: BaseException, resumes: bool = True) -> str | None:

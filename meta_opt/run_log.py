@@ -31,8 +31,13 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.scalar_events import ScalarEvents
-from meta_opt.text_files import parse_json, read_json, read_json_value, write_json
-from meta_opt.types import write_atomic
+from meta_opt.text_files import (
+    parse_json,
+    read_json,
+    read_json_value,
+    write_json,
+    write_text,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +87,7 @@ class RunLog:
             (ACTIONS, self.actions),
         ):
             path = self._workdir / name
-            with write_atomic(path) as temporary:
-                temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+            write_text(path, "".join(map(_line, records)))
             self._files[name] = open(path, "a", encoding="utf-8")
         first_step = 0 if resume_step is None else resume_step + 1
         self._tensorboard = ScalarEvents(self._workdir / "tensorboard", first_step)
@@ -249,8 +253,7 @@ def write_config(
         return
     if jax.process_index() != 0:
         return
-    with write_atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -130,6 +130,12 @@ def read_json_value(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file in UTF-8, atomically; its folder is made."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
     """Writes a JSON file in UTF-8, atomically.
 
@@ -142,8 +148,7 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> N
         TypeError: a value that JSON does not have.
     """
     text = json.dumps(value, indent=indent)
-    with write_atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def plain_json(value: Any, default: Callable[[Any], Any] | None = None) -> Any:

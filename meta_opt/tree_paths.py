@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from meta_opt.error_messages import first_few
 from meta_opt.types import PyTree
 
 _OF_VARIABLES = ("value", "raw_value")
@@ -48,5 +49,5 @@ def leaves_by_path(tree: PyTree) -> dict[str, Any]:
     if len(named) != len(leaves):
         names = [join_path(path) for path, _ in leaves]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"several leaves have the path {', '.join(twice[:5])}")
+        raise ValueError(f"several leaves have the path {first_few(twice)}")
     return named

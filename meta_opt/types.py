@@ -17,6 +17,7 @@ L       layers of a scan-stacked parameter (its leading axis)
 ======  =====================================================
 """
 
+import collections
 import contextlib
 import dataclasses
 import difflib
@@ -74,6 +75,18 @@ def check_least(section: str, config: Any, **least: float) -> None:
         if not all(one >= bound for one in values):  # False for NaN, too.
             where = f"{section}.{name}" if section else name
             raise ValueError(f"{where}={value} must be at least {bound}")
+
+
+def check_distinct(setting: str, values: typing.Iterable[Any]) -> None:
+    """Raises ValueError for a value that occurs more than once, naming it.
+
+    >>> check_distinct("tests.widths", (32, 64, 32))
+    Traceback (most recent call last):
+    ValueError: tests.widths has 32 more than once
+    """
+    counts = collections.Counter(values)
+    if twice := [str(value) for value, count in counts.items() if count > 1]:
+        raise ValueError(f"{setting} has {', '.join(twice)} more than once")
 
 
 def check_keys(

@@ -13,11 +13,12 @@ PACKAGE = ROOT / "meta_opt"
 LAYERS = {
     "meta_opt.types": 0,
     "meta_opt.mesh_axes": 0,
+    "meta_opt.markdown": 0,
+    "meta_opt.error_messages": 0,
     "meta_opt.text_files": 0.05,
     "meta_opt.tensor_files": 0.05,
     "meta_opt.tree_paths": 0.05,
     "meta_opt.leases": 0.05,
-    "meta_opt.error_messages": 0.05,
     "meta_opt.image_processor": 0.1,
     "meta_opt.interruption": 0.1,
     "meta_opt.compilation_cache": 0.1,

@@ -20,9 +20,9 @@ from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.workloads.classification import (
     ClassificationConfig,
-    NetworkConfig,
     PicturesConfig,
 )
+from meta_opt.workloads.classification_network import NetworkConfig
 from meta_opt.workloads.workload import Workload
 
 _NETWORK = flags.DEFINE_string(

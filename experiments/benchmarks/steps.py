@@ -25,12 +25,10 @@ from meta_opt.optimizers.registry import OptimizerConfig, make_optimizer
 from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import FSDP_RULES
 from meta_opt.workloads.image_text import image_text_loss
+from meta_opt.workloads.image_text_architecture import ModelConfig
 from meta_opt.workloads.image_text_data import DataConfig, Splits
-from meta_opt.workloads.image_text_model import (
-    ModelConfig,
-    build_model,
-    read_preprocessing,
-)
+from meta_opt.workloads.image_text_model import build_model
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 
 _SIZE = flags.DEFINE_string("size", "nano", "Model size of the step benchmark.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Batch size of the step benchmark.")

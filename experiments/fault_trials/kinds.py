@@ -1,7 +1,6 @@
 """Small runs of every kind, which take seconds each."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.fault_trials.commands import Command
-from meta_opt.text_files import write_json
+from meta_opt.text_files import write_json, write_jsonl
 from meta_opt.types import write_atomic
 
 _PICTURES = 40
@@ -44,8 +43,7 @@ def write_pictures(shared: Path) -> Path:
         with write_atomic(file.parent / f"{i}.png") as temporary:
             picture.save(temporary, format="png")
         lines.append({"image": f"{i}.png", "text": f"drawing number {i}"})
-    with write_atomic(file) as temporary:
-        temporary.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    write_jsonl(file, lines)
     write_json(file.parent / "about.json", {"pictures": _PICTURES})
     return file
 

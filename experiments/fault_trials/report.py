@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.fault_trials.cells import FaultCell
-from meta_opt.text_files import write_json
-from meta_opt.types import write_atomic
+from meta_opt.markdown import markdown_table
+from meta_opt.text_files import write_json, write_text
 
 _STAGES = ("starting", "running", "writing", "ending")
 
@@ -27,34 +27,32 @@ def write_faults(folder: str | Path, cells: Sequence[FaultCell], command: str) -
     kills = _of_kills(found)
     processes = [x for x in found if x["name"].startswith("processes/")]
     others = [x for x in found if x["name"].partition("/")[0] in ("damage", "faults")]
-    lines = [
+    counted = ("kills", *_STAGES, "runs", "differing")
+    parts = [
         f"{len(found)} of {len(cells)} cells measured, by `{command}`.",
-        "",
-        "| kind of run | kills | "
-        + " | ".join(_STAGES)
-        + " | finished runs | differ |",
-        "|---|" + "---|" * (len(_STAGES) + 3),
-        *(
-            f"| {kind} | {row['kills']} | "
-            + " | ".join(str(row[stage]) for stage in _STAGES)
-            + f" | {row['runs']} | {row['differing']} |"
-            for kind, row in kills.items()
+        markdown_table(
+            ("kind of run", "kills", *_STAGES, "finished runs", "differ"),
+            [(kind, *(str(row[x]) for x in counted)) for kind, row in kills.items()],
+            numbers=False,
         ),
-        "",
-        "| fault | outcome | what is said | differs |",
-        "|---|---|---|---|",
-        *(_line(x) for x in others),
-        "",
-        "| of four processes | the others end after | what they say | "
-        "then | metrics differ by | differ |",
-        "|---|---|---|---|---|---|",
-        *(_line_of_processes(x) for x in processes),
+        markdown_table(
+            ("fault", "outcome", "what is said", "differs"),
+            map(_fault_row, others),
+            numbers=False,
+        ),
+        markdown_table(
+            (
+                *("of four processes", "the others end after", "what they say", "then"),
+                *("metrics differ by", "differ"),
+            ),
+            map(_processes_row, processes),
+            numbers=False,
+        ),
     ]
-    text = "\n".join(lines) + "\n"
+    text = "\n\n".join(parts) + "\n"
     folder = Path(folder)
     write_json(folder / "faults.json", {"kills": kills, "cells": found}, indent=1)
-    with write_atomic(folder / "faults.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(folder / "faults.md", text)
     return text
 
 
@@ -73,23 +71,21 @@ def _of_kills(found: Sequence[Mapping[str, Any]]) -> dict[str, collections.Count
     return sums
 
 
-def _line(record: Mapping[str, Any]) -> str:
+def _fault_row(record: Mapping[str, Any]) -> tuple[str, ...]:
     name = record["name"].rpartition("/")[2].replace("_", " ")
     if "tried" in record:
         went = ", ".join(f"{n} times {x}" for x, n in record["restored"].items())
         outcome = f"{record['tried']} damages of {record['files']} files: {went}"
-        return f"| {name} | {outcome} | | {len(record['wrong'])} |"
+        return name, outcome, "", str(len(record["wrong"]))
     said = record["said"].replace("|", "\\|") or "nothing"
     resumed = record.get("resumed")
     then = f"; then {resumed}" if resumed else ""
     then = f", with tracebacks{then}" if record.get("traceback") else then
-    return (
-        f"| {name} | {record['outcome']}, exit code {record['code']}{then} | {said} | "
-        f"{len(record['differing'])} |"
-    )
+    outcome = f"{record['outcome']}, exit code {record['code']}{then}"
+    return name, outcome, said, str(len(record["differing"]))
 
 
-def _line_of_processes(record: Mapping[str, Any]) -> str:
+def _processes_row(record: Mapping[str, Any]) -> tuple[str, ...]:
     what = f"process {record['process']} gets {record['signal']} at step"
     codes = ", ".join(map(str, record["codes"]))
     said = "; ".join(record["said"])
@@ -97,8 +93,10 @@ def _line_of_processes(record: Mapping[str, Any]) -> str:
         said += f" -- the stopped one, woken: {record['woken']}"
     tracebacks = ", with tracebacks" * record["traceback"]
     return (
-        f"| {what} {record['step']} | {record['seconds']} s, exit codes {codes}"
-        f"{tracebacks} | {said} | {record['then']} processes go on from step "
-        f"{record['resumed']} | {record['difference']:.1e} | "
-        f"{len(record['differing'])} |"
+        f"{what} {record['step']}",
+        f"{record['seconds']} s, exit codes {codes}{tracebacks}",
+        said,
+        f"{record['then']} processes go on from step {record['resumed']}",
+        f"{record['difference']:.1e}",
+        str(len(record["differing"])),
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from meta_opt.error_messages import first_few
 from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
@@ -204,7 +205,7 @@ def _check_found(
     argument: str, pattern: str, paths: Sequence[str], flags: int = 0
 ) -> None:
     if paths and not any(re.search(pattern, path, flags) for path in paths):
-        shown = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
         raise ValueError(
-            f"{argument} pattern {pattern!r} matches no parameter path; paths: {shown}"
+            f"{argument} pattern {pattern!r} matches no parameter path; paths: "
+            f"{first_few(paths, 8)}"
         )

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from meta_opt.finetuning.ledger import Ledger
+from meta_opt.markdown import markdown_table
 
 _UNITS = ("money", "device_seconds", "flops", "joules", "tokens_in", "tokens_out")
 
@@ -126,7 +127,7 @@ def markdown(rows: list[PointCost], currency: str = "") -> str:
     units = [u for u in _UNITS if any(row.cost[u] for row in rows)]
     head = ["phase", "accuracy %", "points"]
     head += [titles[u] for u in units] + [f"{titles[u]} a point" for u in units]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    lines = []
     for row in rows:
         values = [row.cost[u] for u in units], [row.cost_per_point[u] for u in units]
         cells = [row.name, f"{100 * row.accuracy:.1f}", f"{row.points:+.1f}"]
@@ -135,5 +136,5 @@ def markdown(rows: list[PointCost], currency: str = "") -> str:
                 "-" if value is None else _number(value / scales[u])
                 for u, value in zip(units, part, strict=True)
             ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(head, lines)

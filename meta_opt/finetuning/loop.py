@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from meta_opt.finetuning.meta_step import MetaSteps
 from meta_opt.finetuning.planning import device_limit
 from meta_opt.finetuning.recovery import Action, ResourceMonitor, RunMonitor
 from meta_opt.finetuning.rollback import RollbackSnapshot
+from meta_opt.finetuning.run_result import RunResult
 from meta_opt.finetuning.state import TrainState, fingerprint
+from meta_opt.finetuning.step_clock import StepClock
 from meta_opt.interruption import Interrupted, Signals
 from meta_opt.optimizers.decisions import read_decisions
 from meta_opt.parallel import mesh as mesh_lib
@@ -30,58 +31,6 @@ from meta_opt.types import PyTree
 from meta_opt.workloads.workload import Batches
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """The result of a finished run.
-
-    Attributes:
-        state: the final state, on the mesh.
-        history: records of metrics, ``{"step": ..., "train/loss": ...}`` or
-            ``{"step": ..., "validation/...": ...}``.
-        actions: actions of automatic recovery, ``{"step": ..., "action": ...,
-            "reason": ...}``.
-        train_seconds: time of the steps including their input, without compilation,
-            evaluation and saving; summed over all parts of an interrupted run.
-        input_seconds: part of ``train_seconds`` that was spent waiting for batches.
-        compile_seconds: time of tracing and compiling the step in this process.
-        optimizer_bytes: bytes of optimizer state, summed over distinct shards.
-        trainable: number of trainable parameters.
-        steps_taken: number of steps in this process; 0 if the run had finished before.
-        batch_size: B, the batch size of a step.
-        privacy: privacy loss of a private run
-            (`meta_opt.finetuning.privacy_accounting.spent`).
-    """
-
-    state: TrainState
-    history: list[dict[str, Any]]
-    actions: list[dict[str, Any]]
-    train_seconds: float
-    input_seconds: float
-    compile_seconds: float
-    optimizer_bytes: int
-    trainable: int
-    steps_taken: int
-    batch_size: int
-    privacy: dict[str, Any] | None = None
-
-    @property
-    def last_evaluation(self) -> dict[str, Any] | None:
-        """Returns the last record of an evaluation."""
-        records = (r for r in reversed(self.history) if "validation/loss" in r)
-        return next(records, None)
-
-    def figures(self) -> dict[str, Any]:
-        """Returns measured times, sizes and counts, as JSON values."""
-        names = ("train_seconds", "input_seconds", "compile_seconds")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "optimizer_bytes": self.optimizer_bytes,
-            "trainable": self.trainable,
-            "nonfinite": int(self.state.nonfinite),
-            **({} if self.privacy is None else {"privacy": self.privacy}),
-        }
 
 
 class Trainer:
@@ -117,16 +66,12 @@ class Trainer:
         self.pending: list[dict[str, Any]] = []  # metrics not in a record yet
         self.feedback = math.nan
         self.best: float | None = None  # best_metric, if this step was evaluated
-        self.train_seconds = 0.0
-        self.input_seconds = 0.0
-        self.compile_seconds = 0.0
-        self._resumed_at: float | None = None
+        self.clock = StepClock()
         self._stopped = False
         self.monitor = RunMonitor(config.recovery, config.best_mode)
         self.resources = ResourceMonitor(
             config.recovery, device_limit(mesh.local_devices[0])
         )
-        self._logged_seconds = 0.0
         self.snapshot = RollbackSnapshot()
 
     @property
@@ -181,8 +126,7 @@ class Trainer:
         self.batches.set_state(host["batches"])
         self.pending = host["pending"]
         self.feedback = math.nan if host["feedback"] is None else host["feedback"]
-        self.train_seconds = self._logged_seconds = host["train_seconds"]
-        self.input_seconds = host["input_seconds"]
+        self.clock.set_state(host)
         self.monitor.set_state(host["monitor"])
         if self.meta is not None:
             self.meta.set_state(host["meta"])
@@ -234,7 +178,7 @@ class Trainer:
         with contextlib.closing(bar):
             batch = self._next_batch()
             step_fn = self._compile(batch)
-            self._resume_clock()
+            self.clock.resume()
             while True:
                 feedback = (np.float32(self.feedback),) if config.feedback else ()
                 self.state, metrics = step_fn(self.state, batch, *feedback)
@@ -252,7 +196,7 @@ class Trainer:
                     raise Interrupted(signum, self.step)
                 if last:
                     return
-                self._resume_clock()
+                self.clock.resume()
                 batch = self._next_batch()
 
     def _after_step(self, bar: Any) -> None:
@@ -274,46 +218,32 @@ class Trainer:
     def _log_progress(self, loss: float) -> None:
         """Logs a line of progress, for output without a progress bar."""
         total = self.config.num_steps
-        seconds = self.train_seconds / self.step * (total - self.step)
+        seconds = self.clock.train_seconds / self.step * (total - self.step)
         left = datetime.timedelta(seconds=round(seconds))
         _log.info("step %d of %d: loss %.4g, %s left", self.step, total, loss, left)
 
     def _compile(self, batch: PyTree) -> Callable[..., Any]:
         _log.info("compiling the step")
-        started = time.perf_counter()
-        compiled, actions = self.compile_with(self.state, batch, self.mesh)
-        if self.meta is not None:
-            self.meta.compile(self.state)
-        self.compile_seconds = time.perf_counter() - started
-        _log.info("compiled in %.1f s", self.compile_seconds)
+        with self.clock.compiling():
+            compiled, actions = self.compile_with(self.state, batch, self.mesh)
+            if self.meta is not None:
+                self.meta.compile(self.state)
+        _log.info("compiled in %.1f s", self.clock.compile_seconds)
         self._act(actions)
         return compiled
 
     def _next_batch(self) -> PyTree:
         """Takes a batch and shards it over the devices."""
-        asked = time.perf_counter()
-        try:
-            batch = next(self.batches)
-        except StopIteration:
-            raise ValueError(
-                f"the training data ended after {self.step} of "
-                f"{self.config.num_steps} steps; the iterator must repeat"
-            ) from None
-        if self._resumed_at is not None:
-            self.input_seconds += time.perf_counter() - asked
+        with self.clock.waiting_for_input():
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                raise ValueError(
+                    f"the training data ended after {self.step} of "
+                    f"{self.config.num_steps} steps; the iterator must repeat"
+                ) from None
         size, rows = self.config.batch_size, len(self.rows)
         return mesh_lib.place_batch(self.mesh, batch, size, rows)
-
-    def _resume_clock(self) -> None:
-        if self._resumed_at is None:
-            self._resumed_at = time.perf_counter()
-
-    def _stop_clock(self) -> None:
-        """Waits for the device and counts the seconds since the clock was resumed."""
-        jax.block_until_ready(self.state)
-        if self._resumed_at is not None:
-            self.train_seconds += time.perf_counter() - self._resumed_at
-            self._resumed_at = None
 
     def _fetch_pending(self) -> None:
         """Fetches the metrics since the last record to the host, as floats."""
@@ -324,7 +254,7 @@ class Trainer:
 
     def _log_means(self) -> float:
         """Writes the means of the metrics since the last record; returns the loss."""
-        self._stop_clock()
+        self.clock.stop(self.state)
         self._fetch_pending()
         means = {
             f"train/{key}": math.fsum(m[key] for m in self.pending) / len(self.pending)
@@ -346,10 +276,7 @@ class Trainer:
 
     def _log_resources(self, steps: int) -> None:
         """Writes times and memory, and warns about unusual values."""
-        names = ("train_seconds", "input_seconds", "compile_seconds")
-        timing: dict[str, float] = {name: getattr(self, name) for name in names}
-        timing["step_seconds"] = (self.train_seconds - self._logged_seconds) / steps
-        self._logged_seconds = self.train_seconds
+        timing = self.clock.timing(steps)
         device = self.mesh.local_devices[0]
         # None for devices that do not report memory, such as CPUs.
         in_use = (device.memory_stats() or {}).get("bytes_in_use")
@@ -362,7 +289,7 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.evaluate is None:
             return
-        self._stop_clock()
+        self.clock.stop(self.state)
         scores = dict(self.evaluate(self.state.params, self.state.frozen))
         self.log.write(self.step, {f"validation/{k}": v for k, v in scores.items()})
         if self.config.best_metric not in scores:
@@ -396,7 +323,7 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        self._stop_clock()
+        self.clock.stop(self.state)
         self._fetch_pending()
         self.checkpoints.save(
             self.step,
@@ -405,8 +332,7 @@ class Trainer:
                 "batches": self.batches.get_state(),
                 "pending": self.pending,
                 "feedback": self.feedback if math.isfinite(self.feedback) else None,
-                "train_seconds": self.train_seconds,
-                "input_seconds": self.input_seconds,
+                **self.clock.get_state(),
                 "monitor": self.monitor.get_state(),
                 "meta": None if self.meta is None else self.meta.get_state(),
                 "frozen": self.fingerprint,
@@ -428,9 +354,9 @@ class Trainer:
             state=self.state,
             history=self.log.history,
             actions=self.log.actions,
-            train_seconds=self.train_seconds,
-            input_seconds=self.input_seconds,
-            compile_seconds=self.compile_seconds,
+            train_seconds=self.clock.train_seconds,
+            input_seconds=self.clock.input_seconds,
+            compile_seconds=self.clock.compile_seconds,
             optimizer_bytes=sum(
                 x.nbytes for x in jax.tree.leaves(self.state.opt_state)
             ),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from meta_opt.error_messages import first_line
 from meta_opt.finetuning.jaxprs import inner_jaxprs
 from meta_opt.finetuning.objective import single_loss
 from meta_opt.finetuning.state import TrainState
@@ -109,7 +110,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
     except Exception as error:  # The plugin may raise any exception.
         raise ValueError(
             f"no topology {topology!r} (such as v5e:2x2, v4:2x2x2, v6e:4x4): "
-            f"{_first_line(error)}; compiling for TPU needs `pip install libtpu`"
+            f"{first_line(error)}; compiling for TPU needs `pip install libtpu`"
         ) from None
     return found.devices
 
@@ -392,7 +393,3 @@ def device_limit(device: Any) -> int | None:
     stats = getattr(device, "memory_stats", lambda: None)
     found = stats() if callable(stats) and device in jax.local_devices() else None
     return found.get("bytes_limit") if found else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

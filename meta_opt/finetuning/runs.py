@@ -19,7 +19,7 @@ from meta_opt.finetuning.balancing import (
 )
 from meta_opt.finetuning.energy import EnergyMeter
 from meta_opt.finetuning.ledger import Amounts, Entry, add_to_file, measure
-from meta_opt.finetuning.loop import RunResult, Trainer
+from meta_opt.finetuning.loop import Trainer
 from meta_opt.finetuning.loop_config import LoopConfig
 from meta_opt.finetuning.meta_step import MetaSteps, make_meta_step
 from meta_opt.finetuning.modality_groups import with_groups
@@ -32,6 +32,7 @@ from meta_opt.finetuning.privacy_accounting import (
     spent,
 )
 from meta_opt.finetuning.run_config import RunConfig
+from meta_opt.finetuning.run_result import RunResult
 from meta_opt.finetuning.state import init_state
 from meta_opt.finetuning.step_program import CompileStep, compile_step
 from meta_opt.interruption import Interrupted, catch_signals

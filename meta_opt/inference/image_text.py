@@ -14,7 +14,7 @@ from meta_opt.inference.pictures import Picture, batches, listed, opened
 from meta_opt.models.decoding import DecodingConfig
 from meta_opt.models.generative import Generative
 from meta_opt.models.vision_text import VisionText
-from meta_opt.workloads.image_text_model import Preprocessing
+from meta_opt.workloads.image_text_preprocessing import Preprocessing
 
 
 class ContrastiveModel:

@@ -12,12 +12,9 @@ from meta_opt.models.adapters import load_adapters, load_peft
 from meta_opt.models.generative import Generative, GenerativeConfig
 from meta_opt.models.vision_text import VisionText
 from meta_opt.workloads.classification_export import is_classifier, read_classifier
-from meta_opt.workloads.image_text_model import (
-    ModelConfig,
-    is_folder,
-    load_weights,
-    read_preprocessing,
-)
+from meta_opt.workloads.image_text_architecture import ModelConfig, is_folder
+from meta_opt.workloads.image_text_model import load_weights
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 from meta_opt.workloads.video_text_export import is_video_text, read_video_text
 
 

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
+from meta_opt.data.preprocessing.frame_indices import even_indices
 from meta_opt.data.preprocessing.images import fit_square
 from meta_opt.data.sources.clips import fit_frames
 from meta_opt.data.sources.video_annotations.clip_files import read_clip
-from meta_opt.data.sources.video_annotations.clips import even_indices
 from meta_opt.evaluators.video_text_outputs import (
     answer_logits,
     clip_text_scores,

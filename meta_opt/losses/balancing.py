@@ -18,15 +18,6 @@ _ROUNDING = 1e-5
 """
 
 
-def equal_weighting(losses: jax.Array) -> jax.Array:
-    """Mean of losses [T].
-
-    >>> float(equal_weighting(jnp.array([1.0, 3.0])))
-    2.0
-    """
-    return jnp.mean(losses)
-
-
 def uncertainty_weighting(losses: jax.Array, log_variances: jax.Array) -> jax.Array:
     r"""Weights losses by learned homoscedastic uncertainty (Kendall et al. 2018).
 

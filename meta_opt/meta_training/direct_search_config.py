@@ -1,90 +1,48 @@
 """Settings of the CMA-ES search of direct weights."""
 
 import dataclasses
-from collections.abc import Mapping
 
-from meta_opt.optimizers.controller import ControllerConfig
+from meta_opt.meta_training.family_scores_config import FamilyScoresConfig
 from meta_opt.types import check_least
 
 
-@dataclasses.dataclass(frozen=True)
-class DirectSearchConfig:
-    """Settings of the CMA-ES search.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectSearchConfig(FamilyScoresConfig):
+    """Settings of the CMA-ES search, besides those of the scores.
+
+    ``seed`` is the random seed of the search too.
 
     Attributes:
-        families: names of task families.
-        num_steps: number of AdamW steps by family; default: the family's largest
-            horizon.
         direct: (name, centre, scale) of each search variable: its initial value and
             initial standard deviation. The name is that of a direct weight, see
             `Parametrisation`, or of several joined by ``+`` that share the value.
         generations: number of generations; 0 returns the initial centre.
         population: candidates per generation; the centre is evaluated in addition.
-        seeds: inner runs per candidate and family; every generation uses other seeds.
-        reference_seeds: inner runs of every AdamW setting.
-        budgets: run lengths of candidates, as fractions of AdamW's steps.
-        rates: learning rates of the AdamW reference.
-        decays: weight decays of the AdamW reference; the best pair of learning rate and
-            weight decay counts.
-        error_weight: weight of the error rate relative to the log loss, at the full
-            budget.
-        seed: random seed of the search.
         validate_every: generations between meta-validations of the centre.
-        controller: architecture of the controller.
-        worst_weight: weight of the mean over the worst fifth of the families (the
-            conditional value at risk) relative to the mean over all of them.
         pull: weight of a penalty on the mean squared distance from the initial centre,
             in initial standard deviations. The controller's outputs are bounded, so
             without a penalty the search may drift into a saturated, flat region.
-        families_per_generation: number of families, drawn at random, that a generation
-            is evaluated on; 0 for all.
-        workers: number of worker processes that share the families; 0 for none. Each
-            family stays with one worker, so that it is built and compiled once.
-        side_by_side: whether all candidates of a generation run in one vmapped program,
-            which suits small models; running them in turn is faster for large models.
         start: base weights that the searched values are added to, a shipped name or a
             path; "" for the hand-designed rule.
     """
 
-    families: tuple[str, ...]
     direct: tuple[tuple[str, float, float], ...]
-    num_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
     generations: int = 16
     population: int = 15
-    seeds: int = 2
-    reference_seeds: int = 3
-    budgets: tuple[float, ...] = (1.0, 0.4)
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-    decays: tuple[float, ...] = (1e-2, 0.5)
-    error_weight: float = 2.0
-    seed: int = 0
     validate_every: int = 2
-    controller: ControllerConfig = dataclasses.field(default_factory=ControllerConfig)
-    worst_weight: float = 0.5
     pull: float = 0.0
-    families_per_generation: int = 0
-    workers: int = 0
-    side_by_side: bool = True
     start: str = ""
 
     def __post_init__(self) -> None:
         """Checks ranges.
 
         Raises:
-            ValueError: an empty list, a number out of range, or steps for a family that
-                is not in ``families``.
+            ValueError: as `FamilyScoresConfig`; no search variable, or a number out of
+                range.
         """
-        for name in ("families", "direct", "budgets", "rates", "decays"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} is empty; name at least one")
-        check_least("", self, generations=0, population=4, seeds=1, reference_seeds=1)
-        check_least("", self, validate_every=1, families_per_generation=0, workers=0)
-        check_least("", self, worst_weight=0, pull=0)
-        if not all(0 < b <= 1 for b in self.budgets):
-            raise ValueError(f"budgets={self.budgets} must be in (0, 1]")
+        super().__post_init__()
+        if not self.direct:
+            raise ValueError("direct is empty; name at least one")
+        check_least("", self, generations=0, population=4, validate_every=1, pull=0)
         if bad := [name for name, _, scale in self.direct if not scale > 0]:
             raise ValueError(f"the scale of {', '.join(bad)} must be above 0")
-        if unknown := set(self.num_steps) - set(self.families):
-            raise ValueError(
-                f"num_steps has {sorted(unknown)}, which are not in families"
-            )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from meta_opt.leases import Lease, Leases, share
-from meta_opt.meta_training.direct_search_config import DirectSearchConfig
+from meta_opt.meta_training.family_scores_config import FamilyScoresConfig
 from meta_opt.meta_training.scoring import meta_objective, over_tasks
 from meta_opt.optimizers.baselines import baseline
 from meta_opt.parallel.processes import end_with_parent
@@ -49,7 +49,7 @@ class Families:
     """Evaluators of all families, in this process, in workers, or on other machines.
 
     Args:
-        config: settings of the search.
+        config: settings of the scores.
         make: builds the task of a family.
         workdir: folder for ``references.json`` and, if several processes share the
             search, for the scores of each family and generation, in its sub-folder
@@ -61,7 +61,7 @@ class Families:
 
     def __init__(
         self,
-        config: DirectSearchConfig,
+        config: FamilyScoresConfig,
         make: Callable[[str], Task],
         workdir: Path,
         show_progress: bool,
@@ -236,7 +236,7 @@ class _FamilyEvaluator:
     """Evaluates a population of weights on one family, over several seeds."""
 
     def __init__(
-        self, task: Task, config: DirectSearchConfig, device: jax.Device
+        self, task: Task, config: FamilyScoresConfig, device: jax.Device
     ) -> None:
         self._task, self._config = task, config
         self._full = config.num_steps.get(task.name, task.horizons[1])
@@ -272,7 +272,7 @@ class _FamilyEvaluator:
 class _Worker:
     """Builds tasks and evaluators when first needed, and caches the evaluators."""
 
-    def __init__(self, config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
+    def __init__(self, config: FamilyScoresConfig, make: Callable[[str], Task]) -> None:
         self._config, self._make = config, make
         self._evaluators: dict[str, _FamilyEvaluator] = {}
 
@@ -300,7 +300,7 @@ _WORKER: list[_Worker] = []
 """In a worker process, a list with its only worker."""
 
 
-def _begin_worker(config: DirectSearchConfig, make: Callable[[str], Task]) -> None:
+def _begin_worker(config: FamilyScoresConfig, make: Callable[[str], Task]) -> None:
     end_with_parent()
     _WORKER.append(_Worker(config, make))
 
@@ -309,7 +309,7 @@ def _call_worker(method: str, arguments: tuple) -> Any:
     return getattr(_WORKER[0], method)(*arguments)
 
 
-def _keys(config: DirectSearchConfig, generation: int) -> jax.Array:
+def _keys(config: FamilyScoresConfig, generation: int) -> jax.Array:
     return jax.random.split(jax.random.key(1000 + generation), config.seeds)
 
 
@@ -331,7 +331,7 @@ def _one_by_one(run: PopulationRun) -> Callable[[PyTree, jax.Array, int], Outcom
 
 def _tune_adamw(
     task: Task,
-    config: DirectSearchConfig,
+    config: FamilyScoresConfig,
     device: jax.Device,
 ) -> dict[str, float]:
     """Tunes AdamW: best learning rate and weight decay by loss, and its results.

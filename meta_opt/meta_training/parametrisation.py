@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.optimizers.controller import ControllerConfig, output_index
-from meta_opt.types import PyTree
+from meta_opt.types import PyTree, check_distinct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,7 @@ class Parametrisation:
                 f"keep_direct freezes the direct weights, so that none of "
                 f"direct={self.direct} can be trained: set one of the two"
             )
-        if len(set(self.direct)) < len(self.direct):
-            raise ValueError(f"a name occurs twice in direct={tuple(self.direct)}")
+        check_distinct("direct", self.direct)
         for name in self.direct:
             output_index(self.config, name)
 

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.error_messages import first_few
 from meta_opt.models.generative import Generative
 from meta_opt.models.huggingface import module_names
 from meta_opt.models.lora import LoRAConfig, LoRAParam, add_lora
-from meta_opt.models.parameters import by_path, some
+from meta_opt.models.parameters import by_path
 from meta_opt.models.peft import LEAVES, PREFIX, merge_layers, parse_config
 from meta_opt.models.settings import check_pattern
 from meta_opt.models.vision_text import VisionText
@@ -196,7 +197,7 @@ def _put_on(
         if name not in arrays or arrays[name].shape != param.shape
     ]
     if wrong := wrong + sorted(arrays.keys() - params.keys()):
-        raise ValueError(f"adapters of another model: {some(wrong)}")
+        raise ValueError(f"adapters of another model: {first_few(wrong)}")
     for name, param in params.items():
         param[...] = jnp.asarray(arrays[name], param.dtype)
 

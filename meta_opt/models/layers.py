@@ -6,6 +6,7 @@ H heads, D width, L layers.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from meta_opt.mesh_axes import shard_batch
 from meta_opt.models.settings import check_names
 
 M = TypeVar("M", bound=nnx.Module)
+
+MAX_LOGIT_SCALE = 100.0
+"""Upper bound of the logit scale of a contrastive loss, as in CLIP."""
 
 
 def flat_dot_general(
@@ -267,6 +271,16 @@ def mean_pool(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return x.mean(axis=1)
     weights = mask.astype(x.dtype)[:, :, None]
     return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Scales the rows of [..., D] to unit length; zero rows stay 0, with a gradient."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def logit_scale(log_scale: jax.Array) -> jax.Array:
+    """Returns ``min(exp(log_scale), MAX_LOGIT_SCALE)``, an inverse temperature."""
+    return jnp.exp(jnp.minimum(log_scale, math.log(MAX_LOGIT_SCALE)))
 
 
 def stack(create: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:

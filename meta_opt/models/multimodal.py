@@ -23,6 +23,7 @@ from meta_opt.models.fusion import (
     TemporalTransformer,
     Tokens,
 )
+from meta_opt.models.layers import l2_normalize, logit_scale
 from meta_opt.types import Batch, PyTree
 
 MODALITIES = ("image", "text", "audio", "video")
@@ -225,12 +226,12 @@ class Multimodal(nnx.Module):
         names = [f"{m}_present" for m in modalities]
         kept |= {name: batch[name] for name in names if name in batch}
         z = self._predict("embed_dim", kept)
-        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+        return l2_normalize(z)
 
     @property
     def scale(self) -> jax.Array:
         """Logit scale (inverse temperature) of a contrastive loss."""
-        return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
+        return logit_scale(self.logit_scale[...])
 
     def caption_states(self, batch: Batch, text: jax.Array) -> tuple[jax.Array, ...]:
         """Arguments of `captioning_loss` for captions int [B, S]."""

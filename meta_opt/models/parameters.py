@@ -1,11 +1,13 @@
 """Parameters of a module by path, and mismatches with given tensors."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import nnx
+
+from meta_opt.error_messages import first_few
 
 STORED = (nnx.Param, nnx.BatchStat)
 """Kinds of variables that define a model: parameters and running statistics."""
@@ -31,11 +33,13 @@ def exportable(model: nnx.Module) -> dict[str, Any]:
     """
     params = by_path(model, STORED)
     if adapters := [name for name in params if "/lora_" in name]:
-        raise ValueError(f"merge the LoRA adapters before saving: {some(adapters)}")
+        raise ValueError(
+            f"merge the LoRA adapters before saving: {first_few(adapters)}"
+        )
     if scaled := [name for name in params if name.endswith("/kernel_scale")]:
         raise ValueError(
             "call meta_opt.models.int8.restore_base before saving; these are in int8: "
-            f"{some(name.removesuffix('_scale') for name in scaled)}"
+            f"{first_few(name.removesuffix('_scale') for name in scaled)}"
         )
     return params
 
@@ -63,15 +67,4 @@ def mismatch(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
         ("has unknown", [name for name in found if name not in wanted]),
         ("has other shapes:", other),
     )
-    return "; ".join(f"it {what} {some(which)}" for what, which in kinds if which)
-
-
-def some(items: Iterable[str], most: int = 5) -> str:
-    """The first few names of a long list, for a message.
-
-    >>> some("abcdefg")
-    'a, b, c, d, e and 2 more'
-    """
-    items = list(items)
-    rest = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + rest
+    return "; ".join(f"it {what} {first_few(which)}" for what, which in kinds if which)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from meta_opt.error_messages import first_few
 from meta_opt.image_processor import is_number
 from meta_opt.models.huggingface.settings import section
 from meta_opt.models.lora import LoRAConfig
-from meta_opt.models.parameters import some
 from meta_opt.models.settings import check_pattern, is_count
 
 PREFIX = "base_model.model."
@@ -235,11 +235,11 @@ def merge_layers(
         if any(there):
             found[path] = list(_on_whole_kernels(config, names, kernel, there))
     if lost:
-        raise ValueError(f"it adapts a part of the layers: it lacks {some(lost)}")
+        raise ValueError(f"it adapts a part of the layers: it lacks {first_few(lost)}")
     if left:
         raise ValueError(
             "it adapts layers that the model has not or adapter_config.json leaves "
-            f"out: {some(sorted(left))}"
+            f"out: {first_few(sorted(left))}"
         )
     if not found:
         raise ValueError("it has no adapters")

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.error_messages import first_few
 from meta_opt.models.generative import Generative, GenerativeConfig
-from meta_opt.models.parameters import STORED, by_path, exportable, mismatch, some
+from meta_opt.models.parameters import STORED, by_path, exportable, mismatch
 from meta_opt.models.vision_text import VisionText, VisionTextConfig, parameter_count
 from meta_opt.tensor_files import read_tensors, write_tensors
 from meta_opt.text_files import read_json, write_json
@@ -57,7 +58,7 @@ def save(
     }
     limit = float(np.finfo(np.float16).max)
     if bad := [n for n, value in tensors.items() if not np.all(np.abs(value) <= limit)]:
-        raise ValueError(f"not finite in float16: {some(bad)}")
+        raise ValueError(f"not finite in float16: {first_few(bad)}")
     halves = {n: v.astype(np.float16) for n, v in tensors.items()}
     about = {
         "format_version": FORMAT_VERSION,

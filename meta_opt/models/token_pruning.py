@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from meta_opt.models.layers import l2_normalize
 from meta_opt.types import check_name
 
 _FAR = 1e30
@@ -177,12 +178,12 @@ def merge_static(x: jax.Array, present: jax.Array, config: PruningConfig) -> jax
         frames.
     """
     frames, patches = x.shape[:2]
-    mean = _unit(jnp.mean(x, axis=1))
+    mean = l2_normalize(jnp.mean(x, axis=1))
     # Existing frames come first, so that neighbours in time are adjacent here.
     new = jnp.sum(mean[1:] * mean[:-1], axis=-1) < config.segment_threshold
     stretch = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new)])
     same = (stretch[:, None] == stretch[None]) & present[:, None] & present[None]
-    unit = _unit(x)
+    unit = l2_normalize(x)
     cosines = jnp.einsum("spd,tpd->stp", unit, unit)
     pairs = same & ~jnp.eye(frames, dtype=bool)
     # For the whole segment of a frame, by position [T, P].
@@ -272,8 +273,8 @@ def relevant_tokens(
     """
     if kept >= video.shape[1]:
         return video, real
-    seen = _unit(jax.lax.stop_gradient(video).astype(jnp.float32))
-    read = _unit(jax.lax.stop_gradient(text).astype(jnp.float32))
+    seen = l2_normalize(jax.lax.stop_gradient(video).astype(jnp.float32))
+    read = l2_normalize(jax.lax.stop_gradient(text).astype(jnp.float32))
     cosines = jnp.einsum("bkd,bsd->bks", seen, read)
     best = jnp.max(jnp.where(words[:, None], cosines, -2.0), axis=2)
     _, chosen = jax.lax.top_k(jnp.where(real, best, -3.0), kept)
@@ -282,10 +283,6 @@ def relevant_tokens(
         jnp.take_along_axis(video, chosen[..., None], axis=1),
         jnp.take_along_axis(real, chosen, axis=1),
     )
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
 def _squared_distances(x: jax.Array) -> jax.Array:

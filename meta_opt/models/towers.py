@@ -228,8 +228,8 @@ class Tower(nnx.Module):
     ) -> jax.Array:
         """Pools and projects ``x`` [B, S, D] to float32 unit rows [B, outputs]."""
         z = self.project(self.pooled(x, mask, end)).astype(jnp.float32)
-        # An all-padding caption has z = 0, where a plain norm has no gradient.
-        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+        # An all-padding caption has z = 0.
+        return layers.l2_normalize(z)
 
 
 class VisionTower(Tower):

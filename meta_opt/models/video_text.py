@@ -24,7 +24,7 @@ from meta_opt.models.fusion import (
     TemporalTransformer,
     Tokens,
 )
-from meta_opt.models.layers import mean_pool
+from meta_opt.models.layers import l2_normalize, logit_scale, mean_pool
 from meta_opt.models.token_pruning import (
     PruningConfig,
     prune_tokens,
@@ -177,12 +177,12 @@ class VideoText(nnx.Module):
     def embed(self, modality: str, tokens: Tokens) -> jax.Array:
         """Float32 unit embeddings [B, embed_dim] of ``video`` or ``text`` alone."""
         z = self.embeddings[modality](mean_pool(*tokens)).astype(jnp.float32)
-        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+        return l2_normalize(z)
 
     @property
     def scale(self) -> jax.Array:
         """Logit scale (inverse temperature) of a contrastive loss."""
-        return jnp.exp(jnp.clip(self.logit_scale[...], max=math.log(100.0)))
+        return logit_scale(self.logit_scale[...])
 
     # Both together
 
@@ -235,7 +235,7 @@ class VideoText(nnx.Module):
     def frames(self, fused: Fused, length: int) -> jax.Array:
         """Predicted features of the T frames as float32 unit vectors, [B, T, F]."""
         z = self._predict("frame", fused.tokens.x[:, -length:])
-        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+        return l2_normalize(z)
 
     def visual_logits(self, fused: Fused, length: int) -> jax.Array:
         """Float32 logits of the visual tokens of the T frames, [B, T, K]."""

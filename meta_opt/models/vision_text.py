@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from meta_opt.models.layers import logit_scale
 from meta_opt.models.parameters import parameter_count
 from meta_opt.models.settings import check_counts
 from meta_opt.models.towers import (
@@ -27,7 +28,6 @@ from meta_opt.types import Batch, near_match
 __all__ = [
     "CLIP_MEAN",
     "CLIP_STD",
-    "MAX_SCALE",
     "PAD",
     "SIZES",
     "STACKED",
@@ -43,9 +43,6 @@ __all__ = [
 
 PAD = 0
 """Default id of the padding token."""
-
-MAX_SCALE = 100.0
-"""Upper bound of the logit scale, as in CLIP."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -271,8 +268,8 @@ class VisionText(nnx.Module):
         return self.text(jnp.asarray(tokens))
 
     def scale(self) -> jax.Array:
-        """Logit scale, ``min(exp(log_scale), 100)``: a float32 scalar."""
-        return jnp.exp(jnp.minimum(self.log_scale[...], math.log(MAX_SCALE)))
+        """Logit scale (inverse temperature): a float32 scalar, at most 100."""
+        return logit_scale(self.log_scale[...])
 
     def __call__(
         self, batch: Batch

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import optax
 
+from meta_opt.error_messages import first_few
 from meta_opt.tree_paths import path_name
 from meta_opt.types import PyTree
 
@@ -69,7 +70,7 @@ def _scale_groups(
             if not any(map(pattern.search, names)):
                 raise ValueError(
                     f"rate_factors: {pattern.pattern!r} finds none of the parameters "
-                    f"({', '.join(names[:5])}, ...)"
+                    f"({first_few(names)})"
                 )
         return optax.EmptyState()
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from meta_opt.error_messages import first_few
 from meta_opt.tree_paths import join_path
 from meta_opt.types import PyTree
 
@@ -116,10 +117,9 @@ def parameter_shardings(
     chosen = tuple(jax.tree_util.tree_map_with_path(choose, tree) for tree in trees)
     unused = [rule.pattern for rule, hit in zip(rules, matched, strict=True) if not hit]
     if unused:
-        shown = ", ".join(paths[:5])
         raise ValueError(
             f"sharding rules {unused} match none of the {len(paths)} parameters "
-            f"({shown}, ...)"
+            f"({first_few(paths)})"
         )
     return chosen
 

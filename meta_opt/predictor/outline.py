@@ -30,13 +30,13 @@ from meta_opt.predictor.training import fit_optimizer
 from meta_opt.predictor.vision_text_fit import plan_vision_text
 from meta_opt.types import PyTree
 from meta_opt.workloads.image_text import image_text_loss
-from meta_opt.workloads.image_text_model import (
+from meta_opt.workloads.image_text_architecture import (
     CONTRASTIVE,
     architecture,
     kind_of,
-    read_preprocessing,
-    trainable_filter,
 )
+from meta_opt.workloads.image_text_model import trainable_filter
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 from meta_opt.workloads.multimodal import multimodal_loss_fn
 from meta_opt.workloads.multimodal_inputs import InputReader
 from meta_opt.workloads.multimodal_model import model_factory, split_multimodal

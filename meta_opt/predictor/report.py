@@ -14,6 +14,7 @@ from meta_opt.data.preprocessing.images import decode, decode_frames
 from meta_opt.data.preprocessing.pictures import MAX_PIXELS
 from meta_opt.data.sources.sample_schema import Media
 from meta_opt.data.sources.sample_task import FRAMES
+from meta_opt.error_messages import truncate
 from meta_opt.metrics.intervals import wilson
 from meta_opt.predictor.answers import Answer
 from meta_opt.predictor.columns import Columns
@@ -205,10 +206,10 @@ def _with_media(answer: Answer) -> ShownAnswer:
     )
     return ShownAnswer(
         example=Path(answer.example).name,
-        label=_cut(answer.label),
-        prediction=_cut(answer.prediction),
+        label=truncate(answer.label, _MAX_CHARACTERS),
+        prediction=truncate(answer.prediction, _MAX_CHARACTERS),
         confidence=answer.confidence,
-        text=_cut(answer.text),
+        text=truncate(answer.text, _MAX_CHARACTERS),
         picture=picture_uri(image),
         sound="" if clip is None else sound_uri(clip, _SOUND_RATE),
     )
@@ -233,7 +234,3 @@ def _decoded(data: bytes) -> Any:
 def _middle_frame(data: bytes) -> np.ndarray:
     frames = decode_frames(data, FRAMES, MAX_PIXELS, repeat=True)
     return np.asarray(frames[FRAMES // 2])
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

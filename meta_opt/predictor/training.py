@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from meta_opt.checkpoints import Checkpoints
 from meta_opt.finetuning.early_stopping import EarlyStopping
-from meta_opt.finetuning.loop import RunResult
 from meta_opt.finetuning.loop_config import LoopConfig
+from meta_opt.finetuning.run_result import RunResult
 from meta_opt.finetuning.runs import run
 from meta_opt.finetuning.step_program import CachedStep
 from meta_opt.parallel.placement import to_host

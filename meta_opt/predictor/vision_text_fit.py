@@ -31,8 +31,8 @@ from meta_opt.text_files import write_jsonl
 from meta_opt.types import from_config
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_architecture import ModelConfig, is_folder
 from meta_opt.workloads.image_text_data import DataConfig
-from meta_opt.workloads.image_text_model import ModelConfig, is_folder
 
 _ADAPTED = r"(attention/(query|key|value|out)|mlp/(up|gate|down))/kernel$"
 _MOST_EVALUATED = {"retrieve": 1000, "caption": 200}

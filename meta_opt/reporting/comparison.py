@@ -8,8 +8,7 @@ from meta_opt.reporting.curves import plot_curves
 from meta_opt.reporting.page import write_page
 from meta_opt.reporting.runs import Run, read_run
 from meta_opt.reporting.tables import comparison, to_text
-from meta_opt.text_files import read_json
-from meta_opt.types import write_atomic
+from meta_opt.text_files import read_json, write_text
 
 
 def write_report(
@@ -93,8 +92,7 @@ def _write(
         notes=notes,
     )
     text = to_text(table)
-    with write_atomic(folder / "table.txt") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "table.txt", text + "\n")
     return text
 
 

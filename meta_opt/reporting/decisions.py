@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
-from meta_opt.types import write_atomic
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 
 _PREFIX = "optimizer/"
 _PANELS = (
@@ -31,8 +30,6 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
     Returns:
         Whether there was anything to draw: baselines decide nothing.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     records = [r for r in history if any(key.startswith(_PREFIX) for key in r)]
@@ -41,8 +38,7 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
     groups = dict.fromkeys(
         key.split("/")[1] for r in records for key in r if key.startswith(_PREFIX)
     )
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(12.5, 6.4), layout="constrained")
+    with png_figure(path, (12.5, 6.4)) as figure:
         axes = figure.subplots(2, 3)
         for (name, label, log), panel in zip(_PANELS, axes.flat, strict=True):
             for index, group in enumerate(groups):
@@ -66,5 +62,4 @@ def plot_decisions(path: str | Path, history: Sequence[Mapping[str, Any]]) -> bo
                 panel.yaxis.set_major_formatter("{x:g}")
                 panel.yaxis.set_minor_formatter("" if wide else "{x:g}")
         legend_above(figure, labelled(axes.flat[0]))
-        figure.savefig(temporary, format="png", dpi=150)
     return True

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
-from meta_opt.types import write_atomic
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 
 _PREFIX = "step/"
 
@@ -21,8 +20,6 @@ def plot_diagnostics(
     Raises:
         ValueError: an empty history, or records that are not diagnostics.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     missing = {"steps", "num_steps", "skipped", "fallback"}
@@ -35,8 +32,7 @@ def plot_diagnostics(
         )
     groups = dict.fromkeys(k for r in history for k in r if k.startswith(_PREFIX))
     steps = [record["steps"] for record in history]
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(12.5, 3.8), layout="constrained")
+    with png_figure(path, (12.5, 3.8)) as figure:
         sizes, skips, fallback = figure.subplots(1, 3)
         for index, name in enumerate(groups):
             # Zero, of a step that was skipped, has no place on a log scale.
@@ -58,4 +54,3 @@ def plot_diagnostics(
             if steps[-1] > end:  # What lies beyond is not part of the run.
                 axes.axvline(end, color="#777777", lw=0.9, zorder=0)
         legend_above(figure, labelled(sizes))
-        figure.savefig(temporary, format="png", dpi=150)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meta_opt.reporting.tables import Table
-from meta_opt.types import write_atomic
+from meta_opt.text_files import write_text
 
 TEMPLATE = Path(__file__).parent / "comparison.html"
 
@@ -71,8 +71,7 @@ def render_page(path: str | Path, template: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     text = environment.get_template(template.name).render(values)
-    with write_atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:

@@ -56,7 +56,7 @@ class Run:
 
 
 def is_finished(workdir: str | Path) -> bool:
-    """Says whether a run in ``workdir`` came to its end."""
+    """Whether a run in ``workdir`` has finished."""
     return (Path(workdir) / RESULT).is_file()
 
 

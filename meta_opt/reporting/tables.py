@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.markdown import markdown_table
 from meta_opt.metrics.convergence import steps_to_target
 from meta_opt.metrics.intervals import Interval
 from meta_opt.reporting.runs import Run
 from meta_opt.run_log import describe_environment
-from meta_opt.types import write_atomic
+from meta_opt.text_files import write_text
 
 LOSS = "validation/loss"
 _NOT_REACHED = "not reached"
@@ -254,17 +255,14 @@ def to_markdown(table: Table) -> str:
     | loss ↓ | **1.5** | 2.0 |
     """
     arrows = {"lower": " ↓", "higher": " ↑", "": ""}
-    lines = [
-        f"| | {' | '.join(table.columns)} |",
-        "|---|" + "---:|" * len(table.columns),
-    ]
+    rows: list[list[str]] = []
     for section in table.sections:
         if section.title:
-            lines.append(f"| *{section.title}* |" + " |" * len(table.columns))
+            rows.append([f"*{section.title}*", *[""] * len(table.columns)])
         for row in section.rows:
             cells = [f"**{c.text}**" if c.best else c.text for c in row.cells]
-            lines.append(f"| {row.label}{arrows[row.better]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([row.label + arrows[row.better], *cells])
+    return markdown_table(["", *table.columns], rows)
 
 
 def fact_list(facts: Mapping[str, Any]) -> str:
@@ -293,8 +291,7 @@ def write_report(
     text = json.dumps(_finite(values), indent=1, allow_nan=False)
     markdown = "\n\n".join(filter(None, parts))
     for suffix, content in (("md", markdown), ("json", text)):
-        with write_atomic(Path(folder) / f"{name}.{suffix}") as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+        write_text(Path(folder) / f"{name}.{suffix}", content + "\n")
 
 
 def write_table(

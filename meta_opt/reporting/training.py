@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
-from meta_opt.types import write_atomic
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 
 
 def plot_training(
@@ -22,11 +21,7 @@ def plot_training(
         metric: name of the validation metric.
         best_step: is marked; None for none.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    with png_figure(path, (10.5, 3.8), dpi=130) as figure:
         losses, metrics = figure.subplots(1, 2)
         for place, name in enumerate(("train/loss", "validation/loss")):
             losses.plot(*_curve(history, name), label=name, **style(place))
@@ -45,7 +40,6 @@ def plot_training(
                     label=f"best, step {best_step}" if axes is losses else None,
                 )
         legend_above(figure, labelled(losses))
-        figure.savefig(temporary, format="png", dpi=130)
 
 
 def _curve(

@@ -5,7 +5,6 @@ fusion transformer and head. The data sets are those of meta-training.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from meta_opt.models.captioner import CaptionerConfig
 from meta_opt.models.fusion import FusionConfig
 from meta_opt.models.lora import LoRAConfig
 from meta_opt.models.towers import STACKED
-from meta_opt.tasks.task import Arrays, Splits, Task
+from meta_opt.tasks.task import Arrays, BuildTask, Splits, Task
 from meta_opt.types import PyTree
 from meta_opt.workloads.multimodal_inputs import InputsConfig, read_inputs
 from meta_opt.workloads.multimodal_model import (
@@ -100,7 +99,7 @@ def encoder_task(
     )
 
 
-ENCODER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
+ENCODER_FAMILIES: dict[str, BuildTask] = {
     "emoji_encoders": functools.partial(encoder_task, "emoji_pictures"),
     "emoji_encoders_lora": functools.partial(
         encoder_task, "emoji_pictures", trainable="lora"

@@ -239,9 +239,11 @@ def contrastive(image: Tower, text: Tower, width: int) -> Model:
         return image.encode(params["vision"], x)
 
     def loss(params: PyTree, x: Arrays) -> LossAndError:
-        left = _unit(nets.dense(params["image_projection"], features(params, x)))
+        left = nets.l2_normalize(
+            nets.dense(params["image_projection"], features(params, x))
+        )
         words = text.encode(params["text"], x)
-        right = _unit(nets.dense(params["text_projection"], words))
+        right = nets.l2_normalize(nets.dense(params["text_projection"], words))
         scale = jnp.exp(jnp.clip(params["log_scale"], 0.0, 4.6))
         logits = scale * left @ right.T
         labels = jnp.arange(len(logits))
@@ -250,10 +252,6 @@ def contrastive(image: Tower, text: Tower, width: int) -> Model:
         return 0.5 * (forward + backward), error
 
     return Model(init, loss, features)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
 
 
 def language_model(vocabulary: int, length: int, width: int, depth: int) -> Model:

@@ -201,6 +201,11 @@ def pooled(tokens: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     return jnp.sum(tokens * weight, 1) / jnp.maximum(jnp.sum(weight, 1), 1.0)
 
 
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Scales the rows of [..., D] to unit length; zero rows stay 0."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
+
+
 def patches(images: jax.Array, size: int) -> jax.Array:
     """Cuts [B, h, w, c] into [B, P, size * size * c]."""
     b, h, w, c = images.shape

@@ -15,8 +15,8 @@ import numpy as np
 
 from meta_opt.tasks import sources
 from meta_opt.tasks.models import cross_entropy
-from meta_opt.tasks.sources import own_split
-from meta_opt.tasks.task import Arrays, Task
+from meta_opt.tasks.splits import split_examples
+from meta_opt.tasks.task import Arrays, BuildTask, Task
 from meta_opt.types import PyTree
 
 Encode = Callable[[dict[str, jax.Array], Arrays], jax.Array]
@@ -200,7 +200,7 @@ def layer_task(
         dataset=sources.ENCODER_DATASET[encoder],
         init=init,
         loss=loss,
-        splits=own_split(parts, train, 400),
+        splits=split_examples(parts, train, 400),
         batch_size=batch,
         provides_loss=value,
         horizons=horizons,
@@ -209,7 +209,7 @@ def layer_task(
 
 _ATTENTION = ("query", "key", "value", "out")
 
-LAYER_FAMILIES: dict[str, Callable[[str | None], Task]] = {
+LAYER_FAMILIES: dict[str, BuildTask] = {
     "minilm_layer": functools.partial(layer_task, "minilm"),
     "minilm_layer_few": functools.partial(
         layer_task, "minilm", train=90, batch=16, horizons=(30, 120)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from meta_opt.tasks.models import LossAndError, cross_entropy
+from meta_opt.tasks.nets import l2_normalize
 from meta_opt.tasks.style_nets import Body, Encoder, attend, build_encoder
 from meta_opt.tasks.styles import Style, dense, dropout, init_dense
 from meta_opt.tasks.task import Arrays
@@ -291,15 +292,11 @@ def _two_towers(style: Style, encoders: list[Encoder], width: int) -> _Functions
 
     def apply(params: PyTree, arrays: Arrays, key: jax.Array | None) -> jax.Array:
         words = right.pool(right.tokens(params["other"], arrays, key), arrays)
-        x = _unit(dense(style, params["proj"][0], features(params, arrays, key)))
-        y = _unit(dense(style, params["proj"][1], words))
+        x = l2_normalize(dense(style, params["proj"][0], features(params, arrays, key)))
+        y = l2_normalize(dense(style, params["proj"][1], words))
         return jnp.exp(jnp.clip(params["t"], 0.0, 4.6)) * (x @ y.T)
 
     return init, apply, features
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-8)
 
 
 def _language_model(style: Style, body: Body, encoder: Encoder) -> _Functions:

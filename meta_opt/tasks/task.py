@@ -84,3 +84,7 @@ class Task:
         if self.train_loss is None:
             return self.loss(params, arrays)
         return self.train_loss(params, arrays, key)
+
+
+BuildTask = Callable[[str | None], Task]
+"""Builds a task from the data in a folder; None for the default folder."""

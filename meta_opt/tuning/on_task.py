@@ -58,7 +58,7 @@ def tune_on_task(
         any other.
 
     Raises:
-        ValueError: ``storage`` holds a search made under another setup.
+        ValueError: ``storage`` holds a search with another setup.
     """
     space = baseline_space(name)
     # Compiled before the first trial, whose seconds are those of training then.

@@ -67,10 +67,10 @@ def describe_search(record: Mapping[str, Any], objective: str) -> str:
 
 
 def describe_trials(study: "optuna.Study") -> list[dict[str, Any]]:
-    """Returns the trials that ended by themselves, as JSON values in order.
+    """Returns the trials that were not interrupted, as JSON values in order.
 
-    Their numbers are those of a search without interruption: the trial that repeats one
-    that was cut off has its number.
+    Their numbers are those of a search without interruption: a trial that repeats an
+    interrupted one has its number.
     """
     cut_off = study.user_attrs.get(INTERRUPTED, [])
     return [

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meta_opt.error_messages import first_line
 from meta_opt.leases import EXPIRY_SECONDS
 from meta_opt.text_files import parse_json
 from meta_opt.tuning.claims import Claims, FileLocks, FolderLeases, ServerLocks
@@ -117,7 +118,7 @@ class Storage:
             if isinstance(error, ValueError) and self.name in str(error):
                 raise  # It is named already.
             raise ValueError(
-                f"{self.name} is not a study or is damaged ({_first_line(error)}); "
+                f"{self.name} is not a study or is damaged ({first_line(error)}); "
                 "move it away to start from scratch"
             ) from error
 
@@ -134,7 +135,7 @@ class Storage:
             if self._url is None or outage is None:
                 raise
             raise ConnectionError(
-                f"{self.name} cannot be used: {_first_line(outage)}"
+                f"{self.name} cannot be used: {first_line(outage)}"
             ) from error
 
 
@@ -198,11 +199,6 @@ def _outage(error: BaseException) -> BaseException | None:
         if isinstance(found, OperationalError):
             return found
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _closed_at_last(storage: Any) -> Any:

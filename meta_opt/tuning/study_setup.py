@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from meta_opt.error_messages import first_few
 from meta_opt.text_files import plain_json
 
 if TYPE_CHECKING:
@@ -12,18 +13,16 @@ if TYPE_CHECKING:
 _SETUP = "setup"
 """User attribute of the study."""
 INTERRUPTED = "interrupted"
-"""User attribute of the study: numbers of the trials that were cut off."""
+"""User attribute of the study: numbers of interrupted trials."""
 PLACE = "place"
-"""User attribute of a trial: which one of the search it is."""
-_NAMED = 5
-"""Differing settings that an error names."""
+"""User attribute of a trial: its number in the search."""
 
 
 def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -> None:
-    """Stores the setup of a new study; that of an older one must be the same.
+    """Stores the setup of a new study, or compares it with that of an existing one.
 
     Args:
-        study: new or older.
+        study: new or existing.
         setup: JSON values in sections.
         storage: name of the storage, for error messages.
 
@@ -36,7 +35,7 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
         study.set_user_attr(_SETUP, now)
     elif before != now:
         changed = [
-            f"{key} ({', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)})"
+            f"{key} ({first_few(names)})"
             for key in now
             if (names := _changed(before.get(key, {}), now[key]))
         ]
@@ -48,7 +47,7 @@ def check_setup(study: "optuna.Study", setup: Mapping[str, Any], storage: str) -
 
 
 def check_trials(study: "optuna.Study", maximize: bool) -> None:
-    """Checks what an edited or damaged file can break and Optuna reads without a word.
+    """Checks a study for edits and damage that Optuna does not detect.
 
     Args:
         study: study with any number of trials.

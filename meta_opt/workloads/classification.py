@@ -5,7 +5,7 @@ and ConvNeXt-T, and EfficientNet-Lite0, whose weights are among the prepared enc
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from meta_opt.data import data_dir as default_data_dir
-from meta_opt.data.catalog.encoder_weights import encoder_folder
 from meta_opt.data.preprocessing.augment import AugmentConfig
 from meta_opt.data.preprocessing.image_fit import ImageFit
 from meta_opt.data.records import SPLITS
@@ -24,18 +23,19 @@ from meta_opt.data.view_batches import fresh_views, stored_views, view_batches
 from meta_opt.evaluators.pictures import picture_evaluation
 from meta_opt.losses.classification import classification_loss
 from meta_opt.models.convnets import (
-    ARCHITECTURES,
     Classifier,
-    ConvNet,
-    load_classifier,
-    make_convnet,
 )
-from meta_opt.models.encoders import Divisible, EfficientNet, load_encoder
 from meta_opt.models.parameters import by_path
-from meta_opt.types import PyTree, check_least, check_name
+from meta_opt.types import PyTree, check_least
 from meta_opt.workloads.classification_export import (
     with_trained_top,
     write_classifier,
+)
+from meta_opt.workloads.classification_network import (
+    NetworkConfig,
+    NetworkParts,
+    network_parts,
+    split_network,
 )
 from meta_opt.workloads.export import ExportConfig, check_model_format
 from meta_opt.workloads.lower_features import Views, view_features
@@ -45,11 +45,7 @@ from meta_opt.workloads.workload import (
     SplitModule,
     Workload,
     evaluate_splits,
-    split_module,
 )
-
-ENCODER = "efficientnet_lite0"
-NETWORKS = ("resnet50", "convnext_tiny", ENCODER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,49 +88,6 @@ class PicturesConfig:
         """Checks the ranges."""
         check_least("pictures", self, image_size=32, max_examples=0, max_unreadable=0)
         check_least("pictures", self, augmented_views=0, views_seed=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """The network, and which part of it is trained.
-
-    Frozen stages and all batch norms run in inference mode with the running statistics
-    of pre-training, because statistics of small batches would degrade the network. In
-    trained stages the scale and bias of the norms are trained.
-
-    Attributes:
-        name: one of `NETWORKS`.
-        weights: for ``resnet50`` and ``convnext_tiny`` a folder that
-            `meta_opt.models.convnets.load_classifier` reads, or "" for random weights,
-            which do not depend on the run's seed. ``efficientnet_lite0`` always has the
-            prepared weights.
-        trained_stages: number of last stages that are trained, besides the head.
-        dropout: dropout rate of the pooled features.
-        drop_path: for ``convnext_tiny``, rate of stochastic depth in the last block; it
-            applies to trained stages only.
-        dtype: dtype of the computation.
-    """
-
-    name: str = "resnet50"
-    weights: str = ""
-    trained_stages: int = 1
-    dropout: float = 0.5
-    drop_path: float = 0.0
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        """Checks the name, and that all settings apply to this network."""
-        check_name("network.name", self.name, NETWORKS)
-        if self.weights and self.name == ENCODER:
-            raise ValueError(
-                f"network.weights={self.weights!r}: {ENCODER} has its prepared "
-                "weights; leave it out"
-            )
-        if self.drop_path and self.name != "convnext_tiny":
-            raise ValueError(
-                f"network.drop_path={self.drop_path}: {self.name} has no stochastic "
-                "depth; leave it out"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,117 +221,6 @@ def read_pictures(config: PicturesConfig) -> dict[str, Samples]:
             )
         found[split] = samples.at_most(config.max_examples)
     return found
-
-
-class NetworkParts(NamedTuple):
-    """A network, split into its frozen and its trained part.
-
-    Attributes:
-        whole: the network from images to logits.
-        upper: the trained part, from outputs of the frozen stages to logits; it shares
-            its head with ``whole``.
-        lower: the frozen stages as a function from images to a feature grid.
-        lower_module: the module that ``lower`` belongs to.
-        trained: number of trained layers of the trunk of ``whole``: stages, or blocks
-            for EfficientNet.
-    """
-
-    whole: Classifier
-    upper: Classifier
-    lower: Any
-    lower_module: nnx.Module
-    trained: int
-
-
-def network_parts(
-    config: NetworkConfig, classes: int, root: Any, seed: int = 0
-) -> NetworkParts:
-    """Loads a network and splits it below the trained stages.
-
-    Args:
-        config: the network.
-        classes: K, number of classes.
-        root: folder of datasets and encoders.
-        seed: random seed of the head's initialisation.
-
-    Raises:
-        ValueError: the weights are of another network, or it has fewer stages.
-        MissingDataError: the encoder is not prepared.
-    """
-    trained = config.trained_stages
-    rngs = nnx.Rngs(seed)
-    if config.name == ENCODER:
-        trunk: Any = load_encoder(
-            ENCODER, encoder_folder(ENCODER, root), dtype=config.dtype
-        )
-        assert isinstance(trunk, EfficientNet)
-        repeats = [stage.repeats for stage in trunk.config.stages]
-        if not 1 <= trained <= len(repeats):
-            raise ValueError(
-                f"network.trained_stages={trained} must be 1 to {len(repeats)}"
-            )
-        trained = sum(repeats[-trained:])
-        whole = Classifier(trunk, classes, config.dropout, rngs=rngs)
-    elif config.weights:
-        changes: dict[str, Any] = {"dtype": config.dtype}
-        if config.drop_path:
-            changes["drop_path"] = config.drop_path
-        whole = load_classifier(
-            config.weights, classes, config.dropout, rngs=rngs, **changes
-        )
-        wanted, given = ARCHITECTURES[config.name], whole.trunk.config  # type: ignore
-        if type(given) is not type(wanted):
-            raise ValueError(
-                f"network.weights={config.weights!r} are of a "
-                f"{type(given).__name__.removesuffix('Config')}, not of "
-                f"network.name={config.name!r}"
-            )
-    else:
-        own: dict[str, Any] = (
-            {"drop_path": config.drop_path} if config.drop_path else {}
-        )
-        architecture = dataclasses.replace(
-            ARCHITECTURES[config.name], dtype=config.dtype, **own
-        )
-
-        # Compiled as one program: dispatching each operation would be far slower.
-        @nnx.jit
-        def create(rngs: nnx.Rngs) -> Classifier:
-            trunk = make_convnet(architecture, rngs=nnx.Rngs(0))
-            return Classifier(trunk, classes, config.dropout, rngs=rngs)
-
-        whole = create(rngs)
-    assert isinstance(whole.trunk, Divisible)
-    lower, top = whole.trunk.halves(trained)
-    upper = nnx.clone(whole)
-    upper.trunk = top  # type: ignore[assignment]
-    return NetworkParts(whole, upper, lower, lower.__self__, trained)  # type: ignore
-
-
-def split_network(parts: NetworkParts, cut: bool) -> SplitModule:
-    """Splits the model of a run into trained and frozen arrays.
-
-    Args:
-        parts: the network.
-        cut: whether the model's input is the output of the frozen stages; else images.
-    """
-    if cut:
-        return split_module(parts.upper)
-    trunk: Any = parts.whole.trunk
-    layers = "stages" if isinstance(trunk, ConvNet) else "blocks"
-    first = len(getattr(trunk, layers)) - parts.trained
-
-    def trains(path: Any, value: Any) -> bool:
-        if not isinstance(value, nnx.Param):
-            return False
-        if path[0] != "trunk":
-            return True
-        if path[1] == layers:
-            return path[2] >= first
-        # EfficientNet's last convolution follows its blocks, its stem precedes them.
-        return path[1] == "head"
-
-    return split_module(parts.whole, trains)
 
 
 def picture_loss(module: SplitModule) -> LossFn:

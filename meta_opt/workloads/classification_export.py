@@ -66,7 +66,7 @@ def with_trained_top(whole: Classifier, top: Classifier) -> Classifier:
     Args:
         whole: a network from images to logits; it is not changed.
         top: a network from outputs of the frozen stages to logits, as
-            `meta_opt.workloads.classification.network_parts` splits it.
+            `meta_opt.workloads.classification_network.network_parts` splits it.
     """
     assembled = nnx.clone(top)
     trunk: Any = whole.trunk

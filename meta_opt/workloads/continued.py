@@ -53,7 +53,7 @@ class ContinuedConfig:
 
 
 def save_params(path: str | os.PathLike, params: PyTree) -> str:
-    """Writes arrays bit for bit as safetensors, whole or not at all.
+    """Writes arrays bit for bit as safetensors, atomically.
 
     bfloat16, which safetensors cannot load into NumPy, is stored as integers with the
     same bits.

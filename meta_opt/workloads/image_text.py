@@ -25,13 +25,15 @@ from meta_opt.workloads.contrastive import (
 )
 from meta_opt.workloads.counted_texts import counted_texts
 from meta_opt.workloads.export import ExportConfig
-from meta_opt.workloads.image_text_data import CountedBatches, DataConfig, Splits
-from meta_opt.workloads.image_text_model import (
+from meta_opt.workloads.image_text_architecture import (
     ModelConfig,
-    Preprocessing,
     architecture,
-    build_model,
     kind_of,
+)
+from meta_opt.workloads.image_text_data import CountedBatches, DataConfig, Splits
+from meta_opt.workloads.image_text_model import build_model
+from meta_opt.workloads.image_text_preprocessing import (
+    Preprocessing,
     read_preprocessing,
 )
 from meta_opt.workloads.workload import (

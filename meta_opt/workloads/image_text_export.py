@@ -10,12 +10,12 @@ from meta_opt.models.adapters import save_adapters, save_peft
 from meta_opt.models.lora import LoRAParam, merge_lora
 from meta_opt.models.parameters import by_path
 from meta_opt.workloads.export import ExportConfig
-from meta_opt.workloads.image_text_model import (
+from meta_opt.workloads.image_text_architecture import (
     ModelConfig,
-    Module,
     is_folder,
     tokenizer_folder,
 )
+from meta_opt.workloads.image_text_model import Module
 
 _OF_ADAPTERS = ("adapters", "peft")
 # Files copied from the source folder: neither weights nor written by this package.

@@ -413,7 +413,7 @@ def test_bad_classes_are_named(products):
         ({"train": 27}, "train=27 images of a class do not divide into phases=4"),
         ({"test": 0}, "test=0 must be at least 1"),
         ({"widths": ()}, "widths="),
-        ({"widths": (100, 100)}, "has one of them twice"),
+        ({"widths": (100, 100)}, "widths has 100 more than once"),
         ({"candidates": 39}, "candidates=39 are fewer than the 40"),
         ({"max_unreadable": -1}, "max_unreadable=-1"),
         ({"prompt": "What is it?"}, "has no {categories}"),

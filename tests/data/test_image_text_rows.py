@@ -141,7 +141,7 @@ def test_a_picture_that_vanishes_is_no_unreadable_one(tmp_path):
     (tmp_path / "3.png").rename(tmp_path / "elsewhere.png")
     assert source[0]["text"] == source[1]["text"]  # It was not there at the start.
     for _ in range(2):
-        with pytest.raises(VanishedFileError, match=r"3\.png was there .* put it back"):
+        with pytest.raises(VanishedFileError, match=r"3\.png has been .* restore it"):
             source[3]
     assert list(source.unreadable.reasons) == [str(tmp_path / "0.png")]
     (tmp_path / "elsewhere.png").rename(tmp_path / "3.png")
@@ -152,7 +152,7 @@ def test_a_tar_file_that_vanishes(tmp_path):
     tar(tmp_path / "00.tar", {"1.jpg": picture("lime"), "1.txt": b"green"})
     source = pictures(tmp_path)
     (tmp_path / "00.tar").unlink()
-    with pytest.raises(VanishedFileError, match=r"00\.tar/1\.jpg was there"):
+    with pytest.raises(VanishedFileError, match=r"00\.tar/1\.jpg has been removed"):
         source[0]
 
 

@@ -28,6 +28,7 @@ from official_clips import (
 )
 from PIL import Image
 
+from meta_opt.data.preprocessing.frame_indices import even_indices, segment_frames
 from meta_opt.data.sources.video_annotations import (
     KINDS,
     VideoTextSample,
@@ -35,11 +36,9 @@ from meta_opt.data.sources.video_annotations import (
     clips,
     read_annotations,
 )
-from meta_opt.data.sources.video_annotations.clips import (
-    even_indices,
+from meta_opt.data.sources.video_annotations.find_clips import (
     ffmpeg_command,
     find_clips,
-    segment_frames,
 )
 
 
@@ -183,7 +182,7 @@ def test_names_that_are_not_known(folder):
         read_annotations("msrvt", folder)
     with pytest.raises(ValueError, match=r"no split 'valid'; did you mean 'validatio"):
         read_annotations("msrvtt", folder, split="valid")
-    with pytest.raises(ValueError, match="has a split twice"):
+    with pytest.raises(ValueError, match="split has train more than once"):
         read_annotations("msrvtt", folder, split="train+train")
     with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere.*MOSI-label"):
         read_annotations("cmu_mosi", folder / "nowhere")
@@ -743,7 +742,7 @@ def test_missing_clips_are_counted_and_named(folder, caplog):
     assert data.num_annotated == 9
     message = (
         "left out 8 of 9 samples, since 8 clips are missing: video0, video1, video2, "
-        "video4, video5, ..."
+        "video4, video5 and 3 more"
     )
     assert message in caplog.text and message in data.describe()
     assert "1 of them are there as video files" in caplog.text

@@ -137,7 +137,7 @@ def test_paths_of_flax_nnx_are_those_of_dicts():
 
 def test_a_pattern_that_finds_nothing_lists_paths():
     params = {f"w{i}": jnp.ones(1) for i in range(12)}
-    with pytest.raises(ValueError, match=r"'nope' matches no .* w0, .*, \.\.\.$"):
+    with pytest.raises(ValueError, match=r"'nope' matches no .* w0, .* and 4 more$"):
         check_patterns(params, "nope", ())
     check_patterns({}, "nope", ())
 

@@ -131,10 +131,6 @@ def step_of(workload, balancing, parts=1, mesh=None):
     return moved, jax.device_get(metrics)
 
 
-def assert_close(a, b, **tolerance):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), a, b)
-
-
 # The gradient
 
 
@@ -164,10 +160,10 @@ def test_the_stronger_modalitys_encoder_is_scaled_and_nothing_else(parts):
     found, metrics = step_of(workload, OGM, parts)
     for m in MODALITIES:
         expected = jax.tree.map(lambda g, m=m: factors[m] * g, plain["encoders"][m])
-        assert_close(found["encoders"][m], expected, rtol=1e-4, atol=1e-6)
+        toy.assert_close(found["encoders"][m], expected, rtol=1e-4, atol=1e-6)
         assert metrics[f"gradient_factor/{m}"] == pytest.approx(factors[m], rel=1e-4)
         assert metrics[f"strength/{m}"] == pytest.approx(means[m], rel=1e-4)
-    assert_close(found["heads"], plain["heads"], rtol=1e-4, atol=1e-6)
+    toy.assert_close(found["heads"], plain["heads"], rtol=1e-4, atol=1e-6)
     assert metrics["loss"] == pytest.approx(before["loss"], rel=1e-6)
 
 
@@ -184,7 +180,7 @@ def test_balanced_modalities_get_the_plain_gradient():
     plain, _ = step_of(workload, None)
     found, metrics = step_of(workload, OGM_GE)
     assert metrics["gradient_factor/sound"] == metrics["gradient_factor/sight"] == 1
-    assert_close(found, plain, rtol=1e-6, atol=1e-7)
+    toy.assert_close(found, plain, rtol=1e-6, atol=1e-7)
 
 
 def test_a_modality_that_no_example_has_is_compared_with_none():
@@ -193,7 +189,7 @@ def test_a_modality_that_no_example_has_is_compared_with_none():
     plain, _ = step_of(workload, None)
     found, metrics = step_of(workload, OGM)
     assert metrics["strength/sound"] == 0
-    assert_close(found, plain, rtol=1e-6, atol=1e-7)
+    toy.assert_close(found, plain, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", OF_LOSSES)
@@ -208,7 +204,7 @@ def test_losses_are_combined_as_by_meta_loss(method):
     batch = next(workload.train_batches(24))
     new, expected = jax.jit(make_train_step(objective, tx))(begin, batch)
     moved = jax.tree.map(lambda a, b: a - np.asarray(b), workload.params, new.params)
-    assert_close(found, moved, rtol=1e-5, atol=1e-6)
+    toy.assert_close(found, moved, rtol=1e-5, atol=1e-6)
     assert {"loss/distance", "loss/size"} <= metrics.keys() == expected.keys()
 
 
@@ -260,7 +256,7 @@ def test_sharded_is_unsharded(balancing):
     workload = multimodal() if balancing is OGM_GE else several_losses()
     one = step_of(workload, balancing)
     many = step_of(workload, balancing, mesh=MeshConfig(data=2, fsdp=4))
-    assert_close(one, many, rtol=1e-4, atol=1e-5)
+    toy.assert_close(one, many, rtol=1e-4, atol=1e-5)
 
 
 # What makes no sense

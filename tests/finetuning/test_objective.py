@@ -102,10 +102,6 @@ def weighted(parts, weights):
                         *parts)  # fmt: skip
 
 
-def assert_close(a, b, **tolerance):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), a, b)
-
-
 @pytest.mark.parametrize(
     ("config", "weights"),
     [
@@ -121,7 +117,7 @@ def test_the_first_gradient_is_a_weighted_sum(config, weights):
     _, _, found, each, rng = first_gradients(config)
     if config.combiner not in ("primary", "gradnorm"):
         rng = jax.random.split(rng)[1]
-    assert_close(found.grads, weighted(each(rng), weights), rtol=1e-5, atol=1e-6)
+    toy.assert_close(found.grads, weighted(each(rng), weights), rtol=1e-5, atol=1e-6)
     shown = {k for k in found.metrics if k.startswith("loss/")}
     assert "loss/distance" in shown
     assert len(shown) == (1 if config.combiner == "primary" else 3)
@@ -133,7 +129,7 @@ def test_meltr_weighs_each_gradient_by_the_networks_derivative():
     losses = jnp.stack([found.metrics[f"loss/{name}"] for name in NAMES])
     weights = jax.grad(objective.combiner.apply, argnums=1)(state["phi"], losses)
     expected = weighted(each(jax.random.split(rng)[1]), weights)
-    assert_close(found.grads, expected, rtol=1e-4, atol=1e-6)
+    toy.assert_close(found.grads, expected, rtol=1e-4, atol=1e-6)
     assert float(jnp.max(jnp.abs(weights))) > 0
 
 
@@ -141,7 +137,7 @@ def test_pcgrad_projects_what_conflicts():
     objective, _, found, each, rng = first_gradients(MetaLossConfig("pcgrad"))
     stacked, key = jax.tree.map(lambda *g: jnp.stack(g), *each(rng)), jax.random.key(3)
     grads, _ = objective.modulate(found.grads, found.signals, key)
-    assert_close(grads, pcgrad(stacked, key)[0], rtol=1e-5, atol=1e-6)
+    toy.assert_close(grads, pcgrad(stacked, key)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("combiner", ["equal", "pcgrad"])
@@ -169,7 +165,7 @@ def test_a_loss_left_out_is_not_in_the_mean(combiner):
         found.append(one)
     assert found[0].metrics["masked_losses"] == 1
     assert found[0].loss == pytest.approx(float(found[1].loss), rel=1e-6)
-    assert_close(found[0].grads, found[1].grads, rtol=1e-4, atol=1e-6)
+    toy.assert_close(found[0].grads, found[1].grads, rtol=1e-4, atol=1e-6)
 
 
 def test_uncertainty_learns_its_variances_with_the_meta_optimizer():
@@ -225,8 +221,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(combiner):
         ).state
         for count in (1, 4)
     )
-    assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
-    assert_close(whole.objective, parts.objective, rtol=1e-3, atol=1e-5)
+    toy.assert_close(whole.params, parts.params, rtol=1e-3, atol=1e-5)
+    toy.assert_close(whole.objective, parts.objective, rtol=1e-3, atol=1e-5)
 
 
 def without_noise(params, frozen, batch, rng):
@@ -282,7 +278,7 @@ def test_one_batch_for_both_is_the_meta_step_on_it_twice():
     one = make_meta_step(workload, objective, once, tx)
     assert one.primary is None
     expected = jax.jit(whole(two))(state, batch, batch)
-    assert_close(jax.jit(one.finish)(state, batch), expected, rtol=2e-4, atol=1e-6)
+    toy.assert_close(jax.jit(one.finish)(state, batch), expected, rtol=2e-4, atol=1e-6)
     assert expected[1]["grad_norm"] > 0
 
 
@@ -342,7 +338,7 @@ def test_sharded_is_unsharded():
             _, metrics = jax.jit(whole(step))(state, batch, batch)
             new, shown = jax.jit(make_train_step(objective, tx))(state, batch)
         states.append((new.params, metrics, shown))
-    assert_close(*states, rtol=1e-4, atol=1e-6)
+    toy.assert_close(*states, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -424,7 +424,7 @@ def test_direct_weights_that_do_not_exist_are_named():
         parametrisation(("loss_levl>step",))
     with pytest.raises(ValueError, match=r"no output .*did you mean 'step'"):
         parametrisation(("loss_level>steps",))
-    with pytest.raises(ValueError, match="occurs twice"):
+    with pytest.raises(ValueError, match="direct has size>step more than once"):
         parametrisation(("size>step", "size>step"))
 
 

@@ -14,7 +14,8 @@ import paths
 import pytest
 from flax import nnx
 from generative_small import small_batch, small_model
-from safetensors.numpy import load_file, save_file
+from models_small import tensors
+from safetensors.numpy import save_file
 
 from meta_opt.losses.captioning import captioning_loss
 from meta_opt.models import huggingface
@@ -30,13 +31,6 @@ from meta_opt.parallel.mesh import MeshConfig, make_mesh
 from meta_opt.parallel.sharding import GENERATIVE_RULES, parameter_shardings
 
 EXPECTED = paths.GOLDEN / "paligemma"
-
-
-def tensors(folder):
-    found = {}
-    for file in folder.glob("*.safetensors"):
-        found |= load_file(file)
-    return found
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from meta_opt.tuning.space import Setting, read_space
 from meta_opt.types import from_config
 from meta_opt.workloads.classification import (
     ClassificationConfig,
-    NetworkConfig,
     PicturesConfig,
 )
+from meta_opt.workloads.classification_network import NetworkConfig
 
 EPOCHS = EpochsConfig(4, early_stopping=EarlyStopping(patience=2))
 SPACE = {

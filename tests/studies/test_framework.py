@@ -71,7 +71,7 @@ def test_stages():
         read_stages([{"name": "a", "part": "best"}])
     with pytest.raises(ValueError, match="fit always uses the learned"):
         read_stages([{"name": "a", "part": "fit", "optimizer": "adamw"}])
-    with pytest.raises(ValueError, match="several stages with the name a"):
+    with pytest.raises(ValueError, match=r"config\.stages has a more than once"):
         read_stages([{"name": "a"}, {"name": "a", "part": "fit"}])
 
 

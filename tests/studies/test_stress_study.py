@@ -199,7 +199,7 @@ def test_a_report_before_the_baseline_is_tested(settings, classifier, tmp_path):
     # Predictions that were removed are not left out without a word.
     lost = next((tmp_path / "predictions" / "other").rglob("clean_32_px.jsonl"))
     lost.unlink()
-    with pytest.raises(ValueError, match=r"clean_32_px.jsonl is not there, but clean"):
+    with pytest.raises(ValueError, match=r"clean_32_px.jsonl is missing, but clean"):
         test.predictions()
 
 
@@ -528,8 +528,8 @@ def test_faults_are_named(settings, data, generative, classifier, tmp_path):
     fails("no model to test", models={})
     fails("baseline='x' must be one of small", baseline="x")
     # Their predictions would be read twice, which failed after all work was done.
-    fails(r"tests\.widths=\(32, 32\) has one of them", tests={"widths": [32, 32]})
-    fails(r"training\.seeds=\(0, 0\) has one", training={"seeds": [0, 0]})
+    fails(r"tests\.widths has 32 more than once", tests={"widths": [32, 32]})
+    fails(r"training\.seeds has 0 more than once", training={"seeds": [0, 0]})
     fails(r"config\.models must be settings by name, not \['m'\]", models=["m"])
     fails(r"config\.learners must be settings by name", learners=["net"])
     fails(r"learners\.net must be settings by name", learners={"net": "resnet"})

@@ -40,13 +40,14 @@ SCORES = {
 
 
 def test_each_style_is_read_with_what_the_others_choose():
-    assert leave_one_style_out(SCORES, STYLES, 0.0) == [
+    folds = leave_one_style_out(SCORES, STYLES, 0.0)
+    assert folds == [
         # c and d choose; a and b would have chosen otherwise.
         Fold("dense", "large", pytest.approx(0.35), "small", pytest.approx(0.05)),
         Fold("adapters", "small", 0.6, "large", -0.2),
         Fold("heads", "large", 0.1, "large", 0.1),
     ]
-    assert transferred(SCORES, STYLES, 0.0) == pytest.approx(
+    assert transferred(SCORES, STYLES, folds, 0.0) == pytest.approx(
         (0.4 + 0.3 + 0.6 + 0.1) / 4
     )
 
@@ -137,11 +138,14 @@ def test_a_stopped_measurement_goes_on_after_the_last_family(
     ("changes", "message"),
     [
         ({"candidates": ()}, "candidates is empty"),
-        ({"candidates": ({"name": "x"}, {"name": "x"})}, "have the name x"),
+        (
+            {"candidates": ({"name": "x"}, {"name": "x"})},
+            "candidates has x more than once",
+        ),
         ({"candidates": ({"share": 1.0},)}, r"candidates\[0\] needs a value for name"),
         ({"styles": {"one": ("line",)}}, "must have two or more styles"),
         ({"styles": {"one": ("line",), "two": ()}}, "styles two have no families"),
-        ({"styles": {"one": ("a",), "two": ("a",)}}, "families more than once: a"),
+        ({"styles": {"one": ("a",), "two": ("a",)}}, "styles has a more than once"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, message):

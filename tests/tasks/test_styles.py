@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from prepared_tasks import built
 
-from meta_opt.data.missing import MissingDataError
-from meta_opt.tasks import style_families
+from meta_opt.tasks import style_family
 from meta_opt.tasks.families import (
     FAMILIES,
     SPLIT_OF_DATASET,
@@ -40,14 +40,6 @@ QUICK = {
 }
 
 
-def built(family):
-    try:
-        return make_task(family)
-    except MissingDataError as error:
-        assert "make data" in str(error)
-        pytest.skip(f"{family} needs data that are not prepared")
-
-
 def test_all_names_are_registered_for_meta_training():
     assert set(STYLE_TRAIN) <= set(FAMILIES)
     assert all(name.startswith("style_") for name in STYLE_TRAIN)
@@ -73,12 +65,12 @@ def test_family_can_be_differentiated_and_its_optimizer_initialised(
 ):
     # Shapes alone: nothing is pre-trained or compiled.
     def start(config, data, optimizer, steps, data_dir):
-        arrays = style_families._DATA[data](data_dir)
-        model = style_families._from_scratch(config, arrays, config.goal)
+        arrays = style_family.DATA[data](data_dir)
+        model = style_family._from_scratch(config, arrays, config.goal)
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    monkeypatch.setattr(style_families, "_pretrained_params", start)
+    monkeypatch.setattr(style_family, "_pretrained_params", start)
     task = built(family)
     assert (task.name, SPLIT_OF_DATASET[task.dataset]) == (family, "train")
     assert all(count_of(part) > 0 for part in task.splits)

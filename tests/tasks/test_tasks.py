@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from prepared_tasks import built
 
-from meta_opt.data.missing import MissingDataError
 from meta_opt.tasks import nets, sources
 from meta_opt.tasks.adaptation import finetuning, lora, pretrain
 from meta_opt.tasks.families import (
@@ -22,14 +22,6 @@ from meta_opt.tasks.models import (
     language_model,
     mlp_tower,
 )
-
-
-def built(family):
-    try:
-        return make_task(family)
-    except MissingDataError as error:
-        assert "make data" in str(error)
-        pytest.skip(f"{family} needs data that are not prepared")
 
 
 def test_there_are_enough_families_and_each_part_has_some():

@@ -39,14 +39,10 @@ from meta_opt.workloads.cached_features import (
 )
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_architecture import ModelConfig, tokenizer_folder
 from meta_opt.workloads.image_text_export import write
-from meta_opt.workloads.image_text_model import (
-    ModelConfig,
-    build_model,
-    model_structure,
-    read_preprocessing,
-    tokenizer_folder,
-)
+from meta_opt.workloads.image_text_model import build_model, model_structure
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 from meta_opt.workloads.pretrained_parts import PartsConfig
 
 SIZE = "answers-of-tests"
@@ -70,9 +66,9 @@ def small_size():
 
 
 def pretrained_sizes():
-    from meta_opt.workloads import image_text_model
+    from meta_opt.workloads import image_text_architecture
 
-    return image_text_model._SIZES
+    return image_text_architecture._SIZES
 
 
 @pytest.fixture(scope="module")

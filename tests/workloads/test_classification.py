@@ -24,10 +24,12 @@ from meta_opt.tree_paths import leaves_by_path
 from meta_opt.workloads import lower_features
 from meta_opt.workloads.classification import (
     ClassificationConfig,
-    NetworkConfig,
     PicturesConfig,
-    network_parts,
     read_pictures,
+)
+from meta_opt.workloads.classification_network import (
+    NetworkConfig,
+    network_parts,
     split_network,
 )
 from meta_opt.workloads.lower_features import Views, view_features

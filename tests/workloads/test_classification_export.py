@@ -19,17 +19,14 @@ from meta_opt.finetuning.run_config import RunConfig
 from meta_opt.finetuning.runs import finetune
 from meta_opt.models.parameters import by_path
 from meta_opt.optimizers.registry import OptimizerConfig
-from meta_opt.workloads.classification import (
-    ClassificationConfig,
-    NetworkConfig,
-    PicturesConfig,
-)
+from meta_opt.workloads.classification import ClassificationConfig, PicturesConfig
 from meta_opt.workloads.classification_export import (
     ARRAYS,
     SETTINGS,
     with_trained_top,
     write_classifier,
 )
+from meta_opt.workloads.classification_network import NetworkConfig
 from meta_opt.workloads.export import ExportConfig
 
 WEIGHTS = str(paths.GOLDEN / "convnets" / "resnet_timm")

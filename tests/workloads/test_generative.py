@@ -30,13 +30,10 @@ from meta_opt.models import huggingface, pretrained
 from meta_opt.models.decoding import DecodingConfig, generate
 from meta_opt.models.generative import Generative
 from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_architecture import GENERATIVE, ModelConfig
 from meta_opt.workloads.image_text_data import Splits
-from meta_opt.workloads.image_text_model import (
-    GENERATIVE,
-    ModelConfig,
-    build_model,
-    read_preprocessing,
-)
+from meta_opt.workloads.image_text_model import build_model
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 
 QUESTIONS = ("which colour", "which place")
 STEPS = 60

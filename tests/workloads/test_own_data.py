@@ -34,18 +34,16 @@ from meta_opt.run_log import read_records
 from meta_opt.workloads import (
     contrastive,
     image_text,
+    image_text_architecture,
     image_text_export,
     image_text_model,
 )
 from meta_opt.workloads.export import ExportConfig
 from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_architecture import ModelConfig
 from meta_opt.workloads.image_text_data import DataConfig, Splits
-from meta_opt.workloads.image_text_model import (
-    ModelConfig,
-    build_model,
-    load_weights,
-    read_preprocessing,
-)
+from meta_opt.workloads.image_text_model import build_model, load_weights
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 
 STEPS = 12
 
@@ -403,7 +401,7 @@ def test_drawings_of_the_package_are_brought_to_the_models_size(configured):
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_every_size_can_begin_from_scratch(size, siglip, monkeypatch):
     made = []
-    kind = image_text_model.CONTRASTIVE._replace(
+    kind = image_text_architecture.CONTRASTIVE._replace(
         module=lambda config, rngs: made.append(config) or nnx.Module()
     )
     monkeypatch.setattr(image_text_model, "kind_of", lambda made: kind)

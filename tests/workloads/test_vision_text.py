@@ -24,8 +24,9 @@ from meta_opt.parallel.mesh import MeshConfig, batch_sharding, make_mesh
 from meta_opt.parallel.sharding import VISION_TEXT_RULES
 from meta_opt.workloads.contrastive import contrastive_loss
 from meta_opt.workloads.image_text import ImageTextConfig
+from meta_opt.workloads.image_text_architecture import ModelConfig
 from meta_opt.workloads.image_text_data import DataConfig
-from meta_opt.workloads.image_text_model import ModelConfig, trainable_filter
+from meta_opt.workloads.image_text_model import trainable_filter
 from meta_opt.workloads.workload import Workload, split_module
 
 

@@ -25,6 +25,7 @@ from meta_opt.data.records import SPLITS
 from meta_opt.data.sources.clipart import SHARD_NAME, SIZE
 from meta_opt.data.sources.selection import CATEGORIES, CLASS_NAMES, Described, select
 from meta_opt.data.sources.tfds_sources import read_records
+from meta_opt.markdown import markdown_table
 from meta_opt.text_files import write_json
 from meta_opt.types import write_atomic
 
@@ -179,16 +180,13 @@ def _add(
 
 
 def _card(items: Sequence[Item], size: int) -> str:
-    table = [
-        "| class | " + " | ".join(SPLITS) + " |",
-        "|---|" + "---:|" * len(SPLITS),
+    counts = collections.Counter((i.described.label, i.split) for i in items)
+    rows = [
+        [name, *(str(counts[label, split]) for split in SPLITS)]
+        for label, name in enumerate(CLASS_NAMES)
     ]
-    cells = collections.Counter((i.described.label, i.split) for i in items)
-    for label, name in enumerate(CLASS_NAMES):
-        counts = " | ".join(str(cells[label, split]) for split in SPLITS)
-        table.append(f"| {name} | {counts} |")
     totals = (str(sum(i.split == split for i in items)) for split in SPLITS)
-    table.append(f"| all | {' | '.join(totals)} |")
+    rows.append(["all", *totals])
     return _CARD.format(
         count=len(items),
         megabytes=size / 1e6,
@@ -197,7 +195,7 @@ def _card(items: Sequence[Item], size: int) -> str:
         near=NEAR_COPY,
         shard=SHARD_NAME,
         size=SIZE,
-        table="\n".join(table),
+        table=markdown_table(["class", *SPLITS], rows),
     )
 
 

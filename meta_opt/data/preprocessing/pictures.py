@@ -192,8 +192,8 @@ class Pictures:
         except Exception as error:
             if isinstance(error, OSError) and self._rows.has_vanished(row):
                 raise VanishedFileError(
-                    f"{name} was there when the run began and is not there now: put "
-                    "it back and rerun the same command to resume"
+                    f"{name} has been removed since the run began: restore it and "
+                    "rerun the same command to resume"
                 ) from error
             self.unreadable.add(name, f"{type(error).__name__}: {error}")
             return None

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from meta_opt.data.preprocessing.frame_indices import even_indices
 from meta_opt.data.sources.clip_questions import Questions, ask_questions
 from meta_opt.data.sources.media_arrays import animated_emoji_arrays
 from meta_opt.data.splits import held_out_split
@@ -264,7 +265,7 @@ def fit_frames(video: Sequence[np.ndarray], frames: int) -> tuple[np.ndarray, ..
     for i, clip in enumerate(video):
         if not i:
             fitted = np.zeros((len(video), frames, *clip.shape[1:]), clip.dtype)
-        count = min(len(clip), frames)
-        fitted[i, :count] = clip[np.arange(count) * len(clip) // max(count, 1)]
-        present[i, :count] = True
+        rows = even_indices(len(clip), frames)
+        fitted[i, : len(rows)] = clip[rows]
+        present[i, : len(rows)] = True
     return fitted, present

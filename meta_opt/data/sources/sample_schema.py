@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meta_opt.data.records import SPLITS
+from meta_opt.error_messages import truncate
 from meta_opt.types import near_match
 
 MEDIA = ("image", "video", "audio")
@@ -46,8 +47,6 @@ _OTHER_NAMES = {
     "class": "label",
 }
 """Names of a key in other formats and in earlier versions of this one."""
-_SHOWN = 60
-"""Largest number of characters of a value in a message."""
 
 
 class Media(NamedTuple):
@@ -200,8 +199,7 @@ def _check_unknown(key: str, given: Mapping[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return truncate(repr(value))
 
 
 def _text(key: str, value: Any) -> str:

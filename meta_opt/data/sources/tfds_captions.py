@@ -7,6 +7,7 @@ from typing import Any
 
 from meta_opt.data import data_dir as default_data_dir
 from meta_opt.data.preprocessing.pictures import Picture
+from meta_opt.error_messages import first_line
 from meta_opt.text_files import decode_text
 from meta_opt.types import near_match
 
@@ -120,7 +121,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         raise ValueError(
             f"no prepared dataset {name!r} in {folder}{near_match(name, there)} (that "
             "is data.data_dir, else $META_OPT_DATA_DIR, else ./data): "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from None
 
 

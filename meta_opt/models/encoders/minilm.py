@@ -118,7 +118,7 @@ class MiniLM(nnx.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Mean of the features of int [B, S], as float32 unit rows [B, D]."""
         z = layers.mean_pool(*self.tokens(inputs)).astype(jnp.float32)
-        return z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+        return layers.l2_normalize(z)
 
 
 class MiniLMBottom(nnx.Module):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from meta_opt import text_files
-from meta_opt.models.parameters import some
+from meta_opt.error_messages import first_few
 from meta_opt.text_files import write_json
 from meta_opt.types import write_atomic
 
@@ -45,7 +45,7 @@ class Files:
             lost = sorted(k for k, f in listed.items() if f in absent)
             raise ValueError(
                 f"{folder} lacks {', '.join(absent)}"
-                + (f", where {some(lost)} should be" if lost else "")
+                + (f", where {first_few(lost)} should be" if lost else "")
             )
         there = set()
         for name in files:
@@ -59,7 +59,10 @@ class Files:
             there |= set(opened.keys())
             self._where.update((spelling(k), (name, k)) for k in opened.keys())
         if gone := sorted(set(listed) - there):
-            raise ValueError(f"{folder}: {index.name} lists {some(gone)}, not there")
+            raise ValueError(
+                f"{folder}: tensors that {index.name} lists are missing: "
+                f"{first_few(gone)}"
+            )
 
     def names(self) -> set[str]:
         """Names of all tensors."""

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from meta_opt.reporting.curves import RC, style
+from meta_opt.reporting.figure_style import png_figure, style
 from meta_opt.reporting.tables import (
     Cell,
     Row,
@@ -22,7 +22,6 @@ from meta_opt.reporting.tables import (
     write_report,
 )
 from meta_opt.studies.framework.summary import StageRow
-from meta_opt.types import write_atomic
 
 PUBLISHED_GAIN = 3.9
 """Published gain in accuracy of the meta optimizer over AdamW, percentage points."""
@@ -94,14 +93,10 @@ def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
     """Draws the gain of each stage over the first one, with its interval.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         rows: one row for each stage.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(8.0, 0.5 * len(rows) + 1.4), layout="constrained")
+    with png_figure(path, (8.0, 0.5 * len(rows) + 1.4)) as figure:
         axes = figure.subplots()
         axes.grid(axis="y", visible=False)
         for i, row in enumerate(rows):
@@ -123,4 +118,3 @@ def plot_stages(path: str | Path, rows: Sequence[StageRow]) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel(f"points of accuracy over {rows[0].stage}, mean of the tasks")
-        figure.savefig(temporary, format="png", dpi=150)

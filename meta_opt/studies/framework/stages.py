@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from meta_opt.types import check_name, from_config
+from meta_opt.types import check_distinct, check_name, from_config
 
 PLAIN, BEST, READOUT, FIT = "last state", "best checkpoint", "readout", "fit"
 PARTS = (PLAIN, BEST, READOUT, FIT)
@@ -55,9 +55,5 @@ def read_stages(settings: Sequence[Mapping[str, str]]) -> tuple[Stage, ...]:
         from_config(Stage, fields, f"config.stages[{i}]")
         for i, fields in enumerate(settings)
     )
-    names = [stage.name for stage in stages]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"config.stages has several stages with the name {', '.join(twice)}"
-        )
+    check_distinct("config.stages", (stage.name for stage in stages))
     return stages

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 from meta_opt.studies.meltr_throughput.bars import BARS, MEMORY_BAR
 from meta_opt.studies.meltr_throughput.cases import DEFAULT_METHOD
 from meta_opt.studies.meltr_throughput.programs import PARTS
 from meta_opt.studies.meltr_throughput.summary import Fit, Measured, plain
-from meta_opt.types import write_atomic
 
 
 def plot_overhead(
@@ -25,18 +24,14 @@ def plot_overhead(
     meta-batches has K=10 and each model's smallest T.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         cells: all measured cells.
         found: cost model, drawn as lines in the panel of K; None for none.
         intervals: values of K, the interval of meta-steps.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     every = plain(cells)
     sizes = {label: plain(cells, method=m) for m, label in _META_BATCHES.items()}
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(12.5, 4.0), layout="constrained")
+    with png_figure(path, (12.5, 4.0), dpi=130) as figure:
         by_losses, by_interval, by_size = figure.subplots(1, 3)
         for index, model in enumerate(dict.fromkeys(c.case.model for c in every)):
             of_model = [c for c in every if c.case.model == model]
@@ -73,7 +68,6 @@ def plot_overhead(
         by_size.set_xticks(range(len(sizes)), list(sizes))
         by_size.set_xlabel("batches of a meta-step; grey: the bar")
         legend_above(figure, labelled(by_losses))
-        figure.savefig(temporary, format="png", dpi=130)
 
 
 _META_BATCHES = {
@@ -89,14 +83,10 @@ def plot_devices(path: str | Path, cells: Sequence[Measured]) -> None:
     """Plots communication and peak memory per device of multi-device cells.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         cells: compiled cells; each has a bar for each program.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(9.5, 1.4 + 0.55 * len(cells)), layout="constrained")
+    with png_figure(path, (9.5, 1.4 + 0.55 * len(cells)), dpi=130) as figure:
         messages, memory = figure.subplots(1, 2, sharey=True)
         rows = np.arange(len(cells))
         height = 0.8 / len(PARTS)
@@ -113,4 +103,3 @@ def plot_devices(path: str | Path, cells: Sequence[Measured]) -> None:
         memory.axvline(MEMORY_BAR, color="#777777", lw=0.9)
         memory.set_xlabel("peak memory / equal weights'; grey: the bar")
         legend_above(figure, labelled(messages))
-        figure.savefig(temporary, format="png", dpi=130)

@@ -27,11 +27,8 @@ from meta_opt.studies.meltr_throughput.subject import (
     random_tokens,
 )
 from meta_opt.types import PyTree
-from meta_opt.workloads.image_text_model import (
-    CONTRASTIVE,
-    GENERATIVE,
-    trainable_filter,
-)
+from meta_opt.workloads.image_text_architecture import CONTRASTIVE, GENERATIVE
+from meta_opt.workloads.image_text_model import trainable_filter
 from meta_opt.workloads.workload import (
     LossesFn,
     LossFn,

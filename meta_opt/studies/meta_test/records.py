@@ -1,7 +1,6 @@
 """Records of the meta-test: the results of one optimizer on one task, as JSON files."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from meta_opt.run_log import describe_environment, settings_digest
 from meta_opt.tasks.fingerprint import same_task
 from meta_opt.tasks.inner_run import Outcome
-from meta_opt.text_files import plain_json, read_json
-from meta_opt.types import from_config, write_atomic
+from meta_opt.text_files import plain_json, read_json, write_json
+from meta_opt.types import from_config
 
 FORMAT = 1
 
@@ -124,12 +123,10 @@ def make_run(budget: float, num_steps: int, outcome: Outcome, seconds: float) ->
 
 
 def write_record(path: str | Path, record: Record) -> None:
-    """Writes a record, whole or not at all."""
+    """Writes a record, atomically."""
     config = {"task": record.task, "optimizer": record.optimizer, "setup": record.setup}
     values = {"digest": settings_digest(config), **dataclasses.asdict(record)}
-    text = json.dumps({"format": FORMAT, **values}, indent=1)
-    with write_atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(path, {"format": FORMAT, **values}, indent=1)
 
 
 def read_record(path: str | Path) -> Record:

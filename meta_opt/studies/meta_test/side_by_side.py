@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from meta_opt.markdown import markdown_table
 from meta_opt.metrics.intervals import interval
-from meta_opt.reporting.curves import RC
+from meta_opt.reporting.figure_style import png_figure
 from meta_opt.studies.meta_test.contenders import HAND_DESIGNED
 from meta_opt.studies.meta_test.records import Record
-from meta_opt.types import write_atomic
 
 
 def label_of(optimizer: str) -> str:
@@ -57,10 +57,8 @@ def table_of(records: Mapping[str, Record]) -> str:
         A table of validation loss (mean and 95% interval over seeds), test accuracy and
         seconds of a run.
     """
-    lines = [
-        "| optimizer, no tuning | validation loss | test accuracy | seconds a run |",
-        "|---|---:|---:|---:|",
-    ]
+    head = ("optimizer, no tuning", "validation loss", "test accuracy", "seconds a run")
+    rows = []
     for record in ranked(records):
         run = record.full
         loss = "failed"
@@ -70,27 +68,21 @@ def table_of(records: Mapping[str, Record]) -> str:
             if found.high is not None:
                 loss += f" ± {found.high - found.mean:.3f}"
         accuracy = 100 * float(run.test_accuracy.mean())
-        lines.append(
-            f"| {label_of(record.optimizer)} | {loss} | {accuracy:.1f}% "
-            f"| {run.seconds:.1f} |"
-        )
-    return "\n".join(lines)
+        label = label_of(record.optimizer)
+        rows.append((label, loss, f"{accuracy:.1f}%", f"{run.seconds:.1f}"))
+    return markdown_table(head, rows)
 
 
 def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
     """Plots each seed's validation loss; rows are optimizers, the best at the top.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         records: records by optimizer.
         title: title of the figure.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     order = ranked(records)
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(7.5, 0.6 + 0.32 * len(order)), layout="constrained")
+    with png_figure(path, (7.5, 0.6 + 0.32 * len(order))) as figure:
         axes = figure.subplots()
         for row, record in enumerate(order):
             losses = [x for x in record.full.validation_loss if x is not None]
@@ -103,7 +95,6 @@ def plot(path: str | Path, records: Mapping[str, Record], title: str) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("validation loss after the last step (one dot a seed)")
         axes.set_title(title, loc="left", fontsize=10)
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _labels(order: Sequence[Record]) -> list[str]:

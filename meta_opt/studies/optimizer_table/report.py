@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 from meta_opt.reporting.tables import (
     Row,
     Section,
@@ -20,7 +20,6 @@ from meta_opt.reporting.tables import (
     write_report,
 )
 from meta_opt.studies.optimizer_table.summary import full_runs
-from meta_opt.types import write_atomic
 
 Values = Mapping[str, Any]
 
@@ -215,15 +214,12 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
         path: the PNG file.
         records: records of cells with the same ``trainable``.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     tasks = list(dict.fromkeys(record["task"] for record in records))
     columns = min(4, len(tasks))
     height = -(-len(tasks) // columns)
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(3.3 * columns, 2.9 * height), layout="constrained")
+    with png_figure(path, (3.3 * columns, 2.9 * height), dpi=130) as figure:
         panels = np.ravel(figure.subplots(height, columns, squeeze=False))
         for panel in panels[len(tasks) :]:
             panel.set_visible(False)
@@ -247,7 +243,6 @@ def plot_losses(path: Path, records: Sequence[Values]) -> None:
             panel.set_xlabel("epoch")
         panels[0].set_ylabel("training loss")
         legend_above(figure, shown, 2 * columns)
-        figure.savefig(temporary, format="png", dpi=130)
 
 
 def plot_cost(path: Path, lines: Sequence[Values]) -> None:
@@ -257,9 +252,6 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
         path: the PNG file.
         lines: rows of all optimizers, for each value of ``trainable``.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     kinds = list(dict.fromkeys(line["trainable"] for line in lines))
     names = [n for n in LABELS if any(line["optimizer"] == n for line in lines)]
     panels = [
@@ -269,9 +261,8 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
     ]
     # Without step times, only memory is plotted.
     panels = [p for p in panels if all(x[p[0]] is not None for x in lines)]
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        width = 12.5 * len(panels) / 3 if len(panels) > 1 else 6.0
-        figure = Figure(figsize=(width, 3.8), layout="constrained")
+    width = 12.5 * len(panels) / 3 if len(panels) > 1 else 6.0
+    with png_figure(path, (width, 3.8), dpi=130) as figure:
         grid = np.ravel(figure.subplots(1, len(panels), squeeze=False))
         for axes, (field, label, scale) in zip(grid, panels, strict=True):
             for index, kind in enumerate(kinds):
@@ -289,4 +280,3 @@ def plot_cost(path: Path, lines: Sequence[Values]) -> None:
             axes.set_ylabel(label)
             axes.grid(axis="x", visible=False)
         legend_above(figure, labelled(axes))
-        figure.savefig(temporary, format="png", dpi=130)

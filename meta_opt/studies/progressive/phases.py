@@ -47,11 +47,8 @@ from meta_opt.studies.progressive.study import ZERO_SHOT, Study
 from meta_opt.text_files import plain_json, read_json, write_json
 from meta_opt.workloads.continued import ContinuedConfig, save_params
 from meta_opt.workloads.export import ExportConfig
-from meta_opt.workloads.image_text_model import (
-    Preprocessing,
-    build_model,
-    model_structure,
-)
+from meta_opt.workloads.image_text_model import build_model, model_structure
+from meta_opt.workloads.image_text_preprocessing import Preprocessing
 
 SPLITS = ("validation", "test")
 RECORD = "phase.json"

@@ -22,7 +22,7 @@ from meta_opt.models.decoding import DecodingConfig
 from meta_opt.models.generative import Generative
 from meta_opt.text_files import write_jsonl
 from meta_opt.types import Batch
-from meta_opt.workloads.image_text_model import Preprocessing
+from meta_opt.workloads.image_text_preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Predictions:
         return np.where(undefined, -1, np.argmax(self.scores, axis=1))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes a JSON line for each example, whole or not at all."""
+        """Writes a JSON line for each example, atomically."""
         classes = self.examples.classes
         parser = CategoryParser(classes)
         likeliest = self._likeliest()

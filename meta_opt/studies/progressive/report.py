@@ -7,10 +7,10 @@ from typing import Any
 
 from meta_opt.finetuning.accuracy_cost import markdown
 from meta_opt.finetuning.ledger import Amounts
-from meta_opt.reporting.curves import RC, labelled, legend_above, style
+from meta_opt.markdown import markdown_table
+from meta_opt.reporting.figure_style import labelled, legend_above, png_figure, style
 from meta_opt.reporting.tables import write_report
 from meta_opt.studies.progressive.summary import PUBLISHED, WAYS, Arm, Outcome
-from meta_opt.types import write_atomic
 
 _WAYS = {"answers": "answers as written", "likelihood": "likeliest of the list"}
 _NOTES = """\
@@ -93,11 +93,6 @@ def _about(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def _decimals(value: float) -> str:
     """Formats a fraction with three decimals, as in the published table.
 
@@ -136,7 +131,7 @@ def results_table(arms: Sequence[Arm], count: int, width: int) -> str:
         if set(cells) != {"-"}:
             rows.append([f"*published, {name}*", *cells])
     head = [f"{width} px", "zero-shot", *(f"phase {i + 1}" for i in range(count))]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def phases_table(arms: Sequence[Arm]) -> str:
@@ -171,7 +166,7 @@ def phases_table(arms: Sequence[Arm]) -> str:
                     "-" if money is None else f"{prices.currency} {1000 * money:.3g}",
                 ]
             )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def decisions_table(arms: Sequence[Arm]) -> str:
@@ -184,7 +179,7 @@ def decisions_table(arms: Sequence[Arm]) -> str:
                 rows.append([f"{arm.name}, {o.name}", width, str(reason)])
         if arm.stopped:
             rows.append([f"{arm.name}, phase {len(arm.outcomes)}", "none", arm.stopped])
-    return _table(["track, phase", "pictures", "reason"], rows) if rows else ""
+    return markdown_table(["track, phase", "pictures", "reason"], rows) if rows else ""
 
 
 def _tokens(each: Amounts) -> str:
@@ -208,7 +203,7 @@ def answers_table(arms: Sequence[Arm]) -> str:
         for arm in arms
         for o in arm.outcomes
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
@@ -217,16 +212,13 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
     There is a panel for each way of predicting a class.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         arms: tracks, with one line each.
         width: image width in pixels; the published curve for it is added, if any.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
+    with png_figure(path, (10, 4.2)) as figure:
         panels = figure.subplots(1, len(WAYS), sharey=True)
         last = max(len(arm.outcomes) for arm in arms)
         for axes, way in zip(panels, WAYS, strict=True):
@@ -265,7 +257,6 @@ def plot_learning(path: str | Path, arms: Sequence[Arm], width: int) -> None:
             axes.set_xlim(-0.3, last - 0.7)
         panels[0].set_ylabel("test accuracy, 95% interval")
         legend_above(figure, labelled(panels[0]))
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _published(width: int) -> list[float]:
@@ -279,23 +270,19 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
     The cost is money if the ledgers have prices, otherwise device seconds.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         arms: tracks, with one line each; tracks without measured costs are left out.
 
     Returns:
         Whether there was anything to plot.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     rows = {arm.name: arm.costs()[:-1] for arm in arms}
     known = [row.cost for of_arm in rows.values() for row in of_arm]
     unit = "money" if all(c["money"] is not None for c in known) else "device_seconds"
     if not known or any(cost[unit] is None for cost in known):
         return False
     currency = arms[0].ledger().prices.currency
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(figsize=(7, 4.4), layout="constrained")
+    with png_figure(path, (7, 4.4)) as figure:
         axes = figure.subplots()
         for index, arm in enumerate(arms):
             spent = [row.cost[unit] or 0.0 for row in rows[arm.name]]
@@ -317,7 +304,6 @@ def plot_cost(path: str | Path, arms: Sequence[Arm]) -> bool:
         axes.set_xlabel(f"cost of training so far ({units[unit]}); marks are phases")
         axes.set_ylabel("test accuracy, answers as written")
         legend_above(figure, labelled(axes))
-        figure.savefig(temporary, format="png", dpi=150)
     return True
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from meta_opt.data.preprocessing.corruptions import CORRUPTIONS, SEVERITIES
-from meta_opt.reporting.curves import RC
+from meta_opt.reporting.figure_style import png_figure
 from meta_opt.studies.stress.conditions import Condition
 from meta_opt.studies.stress.summary import ConditionRow
-from meta_opt.types import write_atomic
 
 _PER_ROW = 3
 
@@ -19,7 +18,7 @@ def plot_widths(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
     """Plots accuracy over training and test widths, with a panel for each model.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         rows: rows of all models; only conditions without other changes are plotted.
 
     Returns:
@@ -52,7 +51,7 @@ def plot_corruptions(path: str | Path, rows: Sequence[ConditionRow]) -> bool:
     """Plots accuracy over corruptions and severities, with a panel for each model.
 
     Args:
-        path: the PNG file, written whole or not at all.
+        path: the PNG file, written atomically.
         rows: rows of all models; if corruptions were added to several conditions of a
             model, each condition has a panel.
 
@@ -100,9 +99,6 @@ def _plot(
 
     Cells are annotated with the accuracy and the half-width of its interval.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     accuracy, halves = (
         {
             title: np.asarray(
@@ -118,11 +114,9 @@ def _plot(
     high_by = -(-len(panels) // wide)
     # Space for numbers of five characters, and for row labels.
     width, height = 1.6 + 0.62 * len(columns), 1.1 + 0.45 * len(rows)
-    with matplotlib.rc_context(RC), write_atomic(path) as temporary:
-        figure = Figure(
-            figsize=(wide * width + 1.2, max(2.6, high_by * height)),
-            layout="constrained",
-        )
+    with png_figure(
+        path, (wide * width + 1.2, max(2.6, high_by * height)), dpi=130
+    ) as figure:
         axes = np.ravel(figure.subplots(high_by, wide, squeeze=False))
         for panel in axes[len(panels) :]:
             panel.set_visible(False)
@@ -161,7 +155,6 @@ def _plot(
         figure.colorbar(
             image, ax=list(axes), label="accuracy (%)", fraction=0.03, aspect=30
         )
-        figure.savefig(temporary, format="png", dpi=130)
 
 
 def _mean(row: ConditionRow) -> float:

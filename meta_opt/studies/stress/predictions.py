@@ -131,7 +131,7 @@ def read_predictions(paths: Iterable[str | os.PathLike]) -> list[Prediction]:
 def write_predictions(
     path: str | os.PathLike, predictions: Iterable[Prediction]
 ) -> None:
-    """Writes a file that `read_predictions` reads, whole or not at all.
+    """Writes a file that `read_predictions` reads, atomically.
 
     Args:
         path: path of the file; its folder is created.

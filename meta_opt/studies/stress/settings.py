@@ -8,6 +8,7 @@ from typing import Any
 from meta_opt.data.preprocessing.corruptions import CORRUPTIONS
 from meta_opt.data.preprocessing.prompts import TEMPLATES
 from meta_opt.types import (
+    check_distinct,
     check_keys,
     check_least,
     check_mapping,
@@ -18,16 +19,6 @@ from meta_opt.types import (
 ANSWERS = ("written", "likelihood")
 _PLAIN = "plain"
 _EMPTY: Mapping[str, str] = MappingProxyType({})
-
-
-def _check_distinct(section: str, config: Any, *names: str) -> None:
-    """Raises ValueError for a tuple with a value twice, which would be tested twice."""
-    for name in names:
-        values = getattr(config, name)
-        if len(set(values)) < len(values):
-            raise ValueError(
-                f"{section}.{name}={values} has one of them twice; give each once"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +78,8 @@ class TestsConfig:
     def __post_init__(self) -> None:
         """Checks names and ranges."""
         check_mapping("tests.synonyms", self.synonyms)
-        _check_distinct(
-            "tests", self, "widths", "corruptions", "distractor_counts", "templates"
-        )
+        for name in ("widths", "corruptions", "distractor_counts", "templates"):
+            check_distinct(f"tests.{name}", getattr(self, name))
         check_name("tests.answers", self.answers, ANSWERS)
         for name in self.corruptions:
             check_name("tests.corruptions", name, CORRUPTIONS)
@@ -176,10 +166,8 @@ class TrainingConfig:
             min_steps=1,
             max_steps=0,
         )
-        _check_distinct(
-            *("training", self, "train_px", "seeds", "shots", "label_noise"),
-            "batch_sizes",
-        )
+        for name in ("train_px", "seeds", "shots", "label_noise", "batch_sizes"):
+            check_distinct(f"training.{name}", getattr(self, name))
         if not self.train_px or not self.seeds:
             raise ValueError(
                 "training.train_px and training.seeds must have at least one value each"

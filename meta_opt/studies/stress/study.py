@@ -204,8 +204,8 @@ class StressTest:
             files.append(unit.record.with_suffix(".jsonl"))
             if not files[-1].is_file():
                 raise ValueError(
-                    f"{files[-1]} is not there, but {unit.record.name} beside it says "
-                    "that the test was finished: remove that to repeat the test"
+                    f"{files[-1]} is missing, but {unit.record.name} in the same "
+                    "folder records a finished test: delete it to repeat the test"
                 )
         return read_predictions(files) if files else []
 

@@ -19,12 +19,12 @@ from meta_opt.studies.stress.asked import Asked
 from meta_opt.text_files import read_json
 from meta_opt.types import near_match
 from meta_opt.workloads.classification_export import is_classifier, read_settings
-from meta_opt.workloads.image_text_model import (
+from meta_opt.workloads.image_text_architecture import (
     ModelConfig,
     architecture,
     is_folder,
-    read_preprocessing,
 )
+from meta_opt.workloads.image_text_preprocessing import read_preprocessing
 
 _MODEL_FILES = (".safetensors", ".json", ".model")
 """Suffixes of the files of a Hugging Face folder that determine a model's answers."""

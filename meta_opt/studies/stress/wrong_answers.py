@@ -58,7 +58,7 @@ def write_wrong_answers(
     """Writes the page with embedded images.
 
     Args:
-        path: the HTML file, written whole or not at all.
+        path: the HTML file, written atomically.
         predictions: predictions of all models and conditions; only the first seed is
             shown.
         read_picture: function that reads an image, such as of `picture_reader`.

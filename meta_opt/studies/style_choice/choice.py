@@ -102,7 +102,10 @@ def leave_one_style_out(
 
 
 def transferred(
-    scores: Scores, styles: Mapping[str, Sequence[str]], worst_weight: float
+    scores: Scores,
+    styles: Mapping[str, Sequence[str]],
+    folds: Sequence[Fold],
+    worst_weight: float,
 ) -> float:
     """Returns the score over all families with the candidates that others selected.
 
@@ -112,8 +115,8 @@ def transferred(
     Args:
         scores: scores of each candidate on each family.
         styles: families of each style.
+        folds: result of `leave_one_style_out`.
         worst_weight: see `over_tasks`.
     """
-    folds = leave_one_style_out(scores, styles, worst_weight)
     each = [scores[f][fold.chosen] for fold in folds for f in styles[fold.style]]
     return float(over_tasks(np.array(each), worst_weight))

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from meta_opt.meta_training.direct_search_config import DirectSearchConfig
 from meta_opt.meta_training.family_scores import REFERENCES, Families, read_or
+from meta_opt.meta_training.family_scores_config import FamilyScoresConfig
 from meta_opt.meta_training.parametrisation import Parametrisation
 from meta_opt.optimizers.controller import ControllerConfig
 from meta_opt.optimizers.weights import load_theta
@@ -19,7 +19,7 @@ from meta_opt.parallel.workdir import hold_workdir
 from meta_opt.run_log import progress_bar, write_config
 from meta_opt.tasks.task import Task
 from meta_opt.text_files import write_json
-from meta_opt.types import PyTree, check_name, from_config
+from meta_opt.types import PyTree, check_distinct, check_name, from_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +97,12 @@ class StyleChoiceConfig:
         names = [candidate.name for candidate in self.read_candidates()]
         if not names:
             raise ValueError("candidates is empty; name at least one")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"several candidates have the name {', '.join(twice)}")
+        check_distinct("candidates", names)
         if len(self.styles) < 2:
             raise ValueError(f"styles={dict(self.styles)} must have two or more styles")
         if empty := [name for name, each in self.styles.items() if not each]:
             raise ValueError(f"styles {', '.join(empty)} have no families")
-        families = self.families
-        if twice := sorted({f for f in families if families.count(f) > 1}):
-            raise ValueError(f"styles has families more than once: {', '.join(twice)}")
+        check_distinct("styles", self.families)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -119,12 +116,10 @@ class StyleChoiceConfig:
             for i, fields in enumerate(self.candidates)
         )
 
-    def evaluation(self, controller: ControllerConfig) -> DirectSearchConfig:
+    def evaluation(self, controller: ControllerConfig) -> FamilyScoresConfig:
         """Returns evaluation settings, the same as in the search of direct weights."""
-        return DirectSearchConfig(
+        return FamilyScoresConfig(
             families=self.families,
-            # Required, but unused: candidates are given and not sampled.
-            direct=(("constant>step", 0.0, 1.0),),
             num_steps=self.num_steps,
             seeds=self.seeds,
             reference_seeds=self.reference_seeds,

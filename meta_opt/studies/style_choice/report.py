@@ -1,7 +1,7 @@
 """The report on leave-one-style-out selection: Markdown and JSON in one folder."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from meta_opt.reporting.tables import Cell, Row, Section, Table, write_table
 from meta_opt.studies.style_choice.choice import (
+    Fold,
     Scores,
     leave_one_style_out,
     totals_of,
@@ -53,14 +54,16 @@ def write_style_choice(
         folder,
         "style_choice",
         "Choice by leaving one style out",
-        style_table(config, scores),
+        style_table(config, scores, folds),
         rows,
         facts,
         "\n".join([_NOTES, *chosen]),
     )
 
 
-def style_table(config: StyleChoiceConfig, scores: Scores) -> Table:
+def style_table(
+    config: StyleChoiceConfig, scores: Scores, folds: Sequence[Fold]
+) -> Table:
     """Rows are candidates; columns are styles, and the total over all families."""
     totals = totals_of(scores, config.families, config.worst_weight)
 
@@ -68,8 +71,7 @@ def style_table(config: StyleChoiceConfig, scores: Scores) -> Table:
         means = [np.mean([scores[f][name] for f in s]) for s in config.styles.values()]
         return tuple(Cell(f"{x:+.3f}") for x in (*means, totals[name]))
 
-    folds = leave_one_style_out(scores, config.styles, config.worst_weight)
-    over_all = transferred(scores, config.styles, config.worst_weight)
+    over_all = transferred(scores, config.styles, folds, config.worst_weight)
     last = Row(
         "left out, chosen by the others",
         "",

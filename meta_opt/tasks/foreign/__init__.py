@@ -12,9 +12,8 @@ any choice.
 
 import functools
 import importlib
-from collections.abc import Callable
 
-from meta_opt.tasks.task import Task
+from meta_opt.tasks.task import BuildTask, Task
 
 
 def _build(module: str, function: str, library: str | None, folder: str | None) -> Task:
@@ -27,13 +26,11 @@ def _build(module: str, function: str, library: str | None, folder: str | None) 
     return getattr(found, function)(folder)
 
 
-def _lazy(
-    module: str, function: str, library: str | None = None
-) -> Callable[[str | None], Task]:
+def _lazy(module: str, function: str, library: str | None = None) -> BuildTask:
     return functools.partial(_build, module, function, library)
 
 
-STYLE_VALIDATION: dict[str, Callable[[str | None], Task]] = {
+STYLE_VALIDATION: dict[str, BuildTask] = {
     "validation_clipart_resnet": _lazy("clipart_equinox", "clipart_resnet", "equinox"),
     "validation_titles_gru": _lazy("titles_haiku", "titles_gru", "haiku"),
     "validation_prompts_tcn": _lazy("prompts_torch", "prompts_tcn"),
@@ -45,7 +42,7 @@ STYLE_VALIDATION: dict[str, Callable[[str | None], Task]] = {
 }
 """Functions from a data folder to a task, by name; may be used to select weights."""
 
-FOREIGN: dict[str, Callable[[str | None], Task]] = {
+FOREIGN: dict[str, BuildTask] = {
     "foreign_sayings_minilm_lora": _lazy(
         "sayings_equinox", "sayings_minilm_lora", "equinox"
     ),
@@ -62,7 +59,7 @@ FOREIGN: dict[str, Callable[[str | None], Task]] = {
 }
 """Functions from a data folder to a task, by name; never used for any choice."""
 
-DEMO: dict[str, Callable[[str | None], Task]] = {
+DEMO: dict[str, BuildTask] = {
     "demo_titles_writer": _lazy("demo_titles", "titles_writer"),
 }
 """Tasks of ``make demo``, without prepared data; never used for any choice."""

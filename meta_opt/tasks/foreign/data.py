@@ -1,9 +1,9 @@
 """Real data of the foreign tasks, as NumPy arrays and lists.
 
-Style validation uses Open Clip Art, Asterisk, names of currencies, scikit-learn's iris
-and sample photographs, matplotlib's sample data and the source code of JAX. The foreign
-suite uses the packages of `meta_opt.data.catalog.raw_packages` and docstrings of SciPy
-and scikit-learn. None of it is part of meta-training.
+Style validation uses Open Clip Art, Asterisk, names of currencies, scikit-learn's iris,
+matplotlib's sample data and the source code of JAX. The foreign suite uses the packages
+of `meta_opt.data.catalog.raw_packages` and docstrings of SciPy and scikit-learn. None
+of it is part of meta-training.
 """
 
 import ast
@@ -220,14 +220,6 @@ def elevations() -> np.ndarray:
     with dem:
         z = np.asarray(dem["elevation"], np.float32)
     return (z - z.mean()) / z.std()
-
-
-@functools.cache
-def photographs() -> np.ndarray:
-    """scikit-learn's two sample photographs, float32 [2, 427, 640, 3] in [0, 1]."""
-    from sklearn.datasets import load_sample_images
-
-    return np.stack(load_sample_images().images).astype(np.float32) / 255.0
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from meta_opt.data.preprocessing.pictures import Unreadable
 from meta_opt.data.preprocessing.prompts import TEMPLATES, fill_template
 from meta_opt.data.sources.few_shot.items import Item
 from meta_opt.data.splits import unit_hash
+from meta_opt.types import check_distinct
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +73,7 @@ class FewShotConfig:
             )
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths={self.widths} must be one or more, of 1 or more")
-        if len(set(self.widths)) < len(self.widths):
-            raise ValueError(f"widths={self.widths} has one of them twice")
+        check_distinct("widths", self.widths)
         if self.candidates < self.per_class:
             raise ValueError(
                 f"candidates={self.candidates} are fewer than the {self.per_class} "

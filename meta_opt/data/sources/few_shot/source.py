@@ -11,6 +11,7 @@ from meta_opt.data.sources.few_shot import clipart
 from meta_opt.data.sources.few_shot.files import write_dataset
 from meta_opt.data.sources.few_shot.items import Item, by_class, read_items
 from meta_opt.data.sources.few_shot.protocol import FewShotConfig
+from meta_opt.types import check_distinct
 
 NAMES = ("openclipart", "bundled")
 """Built-in sources; every other name is a path."""
@@ -44,8 +45,7 @@ class SourceConfig:
                 f"data.name is empty: name a folder, a JSONL file, a table, or one of "
                 f"{', '.join(NAMES)}"
             )
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"data.classes={self.classes} names one of them twice")
+        check_distinct("data.classes", self.classes)
 
 
 def read_classes(config: SourceConfig) -> dict[str, list[Item]]:

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meta_opt.error_messages import truncate
 from meta_opt.text_files import decode_text, parse_json
 from meta_opt.types import near_match
 
-_SHOWN = 60
-"""Largest number of characters of a value in a message."""
 _LONGEST_ID = 200
 """Largest number of bytes of an id; file names may have 255 including the extension."""
 
@@ -315,5 +314,4 @@ def _place(where: str, key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return truncate(repr(value))

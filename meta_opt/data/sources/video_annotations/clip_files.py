@@ -8,9 +8,9 @@ import numpy as np
 from meta_opt.data.sources.video_annotations.clips import (
     ANIMATIONS,
     Clip,
-    Clips,
-    ffmpeg_command,
+    ClipFiles,
 )
+from meta_opt.data.sources.video_annotations.find_clips import ffmpeg_command
 from meta_opt.data.sources.video_annotations.sample import VideoTextSample
 
 
@@ -39,7 +39,7 @@ def read_clip(path: str | os.PathLike, frames: int, size: int) -> np.ndarray:
     path = Path(path)
     form = _form_of(path)
     sample = VideoTextSample(str(path), str(path), "test")
-    clips = Clips(form, {sample.clip_names: Clip(str(path), path, form)})
+    clips = ClipFiles(form, {sample.clip_names: Clip(str(path), path, form)})
     if form == "features":
         found, present = clips.features(sample, frames)
     else:

@@ -13,17 +13,16 @@ error names the FFmpeg command that writes their frames.
 
 import dataclasses
 import logging
-import math
 import os
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from meta_opt.data.preprocessing.frame_indices import even_indices, segment_frames
 from meta_opt.data.preprocessing.images import (
     count_frames,
     decode,
@@ -35,18 +34,15 @@ from meta_opt.data.sources.video_annotations.sample import VideoTextSample
 _log = logging.getLogger(__name__)
 
 NAMED = 5
-"""Largest number of ids in a message."""
+"""Largest number of clips that a record names."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANIMATIONS = (".gif", ".webp", ".apng")
-_VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".flv", ".m4v")
 _UNDECODABLE = (OSError, ValueError)
 """Exceptions for files that are damaged or too large."""
 MAX_DAMAGED = 100
 """Largest number of clips with undecodable frames; with more, something else is wrong.
 """
-_BETWEEN = 1e-6
-"""Tolerance, as a share of a frame, within which a time belongs to a frame."""
 
 
 class Clip(NamedTuple):
@@ -64,7 +60,7 @@ class Clip(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clips:
+class ClipFiles:
     """The clips of samples, which are read on access.
 
     Attributes:
@@ -208,79 +204,6 @@ class Clips:
         return np.arange(count) < there
 
 
-def find_clips(
-    media: str | os.PathLike,
-    samples: Sequence[VideoTextSample],
-    frames_per_second: float | None = None,
-) -> Clips:
-    """Locates the clips of samples; reads only the headers of feature files.
-
-    Args:
-        media: the media folder.
-        samples: one or more samples.
-        frames_per_second: frame rate of whole videos that segments are cut out of.
-
-    Returns:
-        The clips that were found.
-
-    Raises:
-        ValueError: if ``media`` is not a folder, no sample has a clip, no clip has a
-            frame, there are clips of several forms, feature files are not floats
-            [T, D] with one D, or segments are to be cut from whole videos and
-            ``frames_per_second`` is not given.
-
-    >>> import tempfile
-    >>> media = Path(tempfile.mkdtemp())
-    >>> np.save(media / "video0.npy", np.ones((5, 3), np.float16))
-    >>> sample = VideoTextSample("video0", "video0", "train", ("a car",))
-    >>> clips = find_clips(media, [sample])
-    >>> features, mask = clips.features(sample, 2)
-    >>> features.shape, features.dtype.name, mask.tolist()
-    ((2, 3), 'float32', [True, True])
-    """
-    folder = Path(media)
-    _check_folder(folder)
-    if frames_per_second is not None and not 0 < frames_per_second < math.inf:
-        raise ValueError(f"frames_per_second={frames_per_second} is not above 0")
-    wanted = {sample.clip_names: sample for sample in samples}
-    found: dict[tuple[str, ...], Clip] = {}
-    first: dict[str, Clip] = {}
-    for names in wanted:
-        for clip in (clip for name in names for clip in _clips_named(folder, name)):
-            found.setdefault(names, clip)
-            first.setdefault(clip.form, clip)
-    if not found:
-        raise ValueError(_none_there(folder, wanted))
-    if len(first) > 1:
-        several = " and ".join(f"{c.form} ({c.path})" for c in first.values())
-        raise ValueError(f"{folder} has clips of several forms: {several}; keep one")
-    (form,) = first
-    clips = Clips(form, found, frames_per_second)
-    if form == "features":
-        _check_features(clip.path for clip in found.values())
-    _check_segments(clips, wanted.values())
-    _check_not_empty(folder, clips)
-    return clips
-
-
-def ffmpeg_command(media: Path, names: Sequence[str]) -> str | None:
-    """The FFmpeg command that extracts the frames of a clip stored as a video file.
-
-    Args:
-        media: the folder of clips.
-        names: possible names of the clip.
-
-    Returns:
-        A command for two frames per second, or None if there is no video file.
-    """
-    for name in names:
-        for ending in _VIDEOS:
-            path = os.path.join(media, name) + ending
-            if os.path.isfile(path):
-                return _ffmpeg(path, os.path.join(media, name))
-    return None
-
-
 def frame_files(folder: Path) -> list[Path]:
     """Images of a folder, sorted by the numbers in their names.
 
@@ -291,7 +214,7 @@ def frame_files(folder: Path) -> list[Path]:
     >>> [path.name for path in frame_files(folder)]
     ['9.jpg', '10.jpg']
     """
-    names = [n for n in os.listdir(folder) if _is_picture(n)]
+    names = [n for n in os.listdir(folder) if is_frame(n)]
     return [folder / name for name in sorted(names, key=_by_number)]
 
 
@@ -327,152 +250,8 @@ def load_features(path: Path) -> np.ndarray:
     return array
 
 
-def even_indices(total: int, count: int) -> list[int]:
-    """Indices ``i total // count``, or all of fewer than ``count``.
-
-    >>> even_indices(10, 4), even_indices(2, 4)
-    ([0, 2, 5, 7], [0, 1])
-    """
-    if total < count:
-        return list(range(max(total, 0)))
-    return [i * total // count for i in range(count)]
-
-
-def segment_frames(
-    start_seconds: float, end_seconds: float, frames_per_second: float, total: int
-) -> tuple[int, int]:
-    """Index of the first frame of a segment, and of the first frame after it.
-
-    Frame i is shown from ``i / frames_per_second`` on. A segment between two frames has
-    the earlier one.
-
-    Args:
-        start_seconds: start of the segment.
-        end_seconds: end of the segment.
-        frames_per_second: frame rate of the clip.
-        total: number of frames of the clip.
-
-    >>> segment_frames(1.0, 3.0, 2.0, 100), segment_frames(1.1, 1.2, 1.0, 100)
-    ((2, 6), (1, 2))
-    >>> segment_frames(40.0, 60.0, 2.0, 100), segment_frames(60.0, 70.0, 2.0, 100)
-    ((80, 100), (100, 100))
-    """
-    # Clip times first, since huge or infinite ones do not fit into an integer.
-    first, last = (
-        math.ceil(min(seconds * frames_per_second, total) - _BETWEEN)
-        for seconds in (start_seconds, end_seconds)
-    )
-    if first == last and start_seconds * frames_per_second < total:
-        first = max(first - 1, 0)
-        last = first + 1
-    return min(first, total), min(last, total)
-
-
-def _clips_named(folder: Path, name: str) -> Iterator[Clip]:
-    path = os.path.join(folder, name)
-    if os.path.isdir(path):
-        yield Clip(name, Path(path), "frames")
-    if os.path.isfile(f"{path}.npy"):
-        yield Clip(name, Path(f"{path}.npy"), "features")
-    for ending in ANIMATIONS:
-        if os.path.isfile(path + ending):
-            yield Clip(name, Path(path + ending), "animation")
-
-
-def _ffmpeg(video: str, frames: str) -> str:
-    frames, video = shlex.quote(frames), shlex.quote(video)
-    return f"mkdir -p {frames} && ffmpeg -i {video} -vf fps=2 {frames}/%06d.jpg"
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    if not folder.exists():
-        raise ValueError(f"there is no folder {folder} of clips")
-    suffix = folder.suffix.lower()
-    if suffix in (".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"):
-        raise ValueError(
-            f"{folder} is one file for all clips, which needs unpickling or holds them "
-            "all in memory, and unpickling runs what is in a file. Where you trust it, "
-            "write a file for each clip once: for name, x in features.items(): "
-            "np.save(f'FOLDER/{name}.npy', x), with x of floats [T, D], and give FOLDER"
-        )
-    if suffix in _VIDEOS:
-        command = _ffmpeg(str(folder), str(folder.with_suffix("")))
-        raise ValueError(
-            f"{folder} is a video, which is not decoded; write its frames ({command}) "
-            f"and give {folder.parent}"
-        )
-    raise ValueError(f"{folder} is a file, not a folder of clips")
-
-
-def _none_there(folder: Path, wanted: Mapping[tuple[str, ...], VideoTextSample]) -> str:
-    for names in wanted:
-        if command := ffmpeg_command(folder, names):
-            return (
-                f"{folder} has video files, which are not decoded; write their frames: "
-                f"{command}"
-            )
-    ids = list(dict.fromkeys(sample.video_id for sample in wanted.values()))
-    tried = " or ".join(repr(name) for name in next(iter(wanted)))
-    return (
-        f"{folder} has no clip of {len(ids)} videos ({', '.join(ids[:NAMED])}"
-        f"{', ...' if len(ids) > NAMED else ''}): for NAME {tried}, neither a folder "
-        f"NAME of frames nor NAME.npy, {', '.join(f'NAME{e}' for e in ANIMATIONS)}"
-    )
-
-
-def _check_features(paths: Iterable[Path]) -> None:
-    first: tuple[Path, int] | None = None
-    for path in paths:
-        width = load_features(path).shape[1]
-        first = first or (path, width)
-        if width != first[1]:
-            raise ValueError(
-                f"{path} has {width} features per frame, but {first[0]} has {first[1]}"
-            )
-
-
-def _check_segments(clips: Clips, samples: Iterable[VideoTextSample]) -> None:
-    for sample in samples:
-        clip = clips.found.get(sample.clip_names)
-        if clip is None or sample.start_seconds is None or clip.name != sample.video_id:
-            continue
-        if clip.form == "animation":
-            raise ValueError(
-                f"{clip.path} is a whole video, of which segments are to be cut out; "
-                "write its frames or features"
-            )
-        if clips.frames_per_second is None:
-            raise ValueError(
-                f"{clip.path} is a whole video, of which segments are to be cut out: "
-                "give `frames_per_second`, with which its frames were taken"
-            )
-
-
-def _check_not_empty(folder: Path, clips: Clips) -> None:
-    """Raises ValueError if no clip has frames; warns of empty clips."""
-    if clips.form == "animation":
-        return
-    empty = [c.name for c in clips.found.values() if not _has_frames(c)]
-    if len(empty) == len(clips.found):
-        raise ValueError(f"none of {len(empty)} clips in {folder} has a frame")
-    if empty:
-        _log.warning(
-            "%d of %d clips in %s have no frame and are masked: %s%s",
-            *(len(empty), len(clips.found), folder, ", ".join(empty[:NAMED])),
-            ", ..." if len(empty) > NAMED else "",
-        )
-
-
-def _has_frames(clip: Clip) -> bool:
-    if clip.form == "features":
-        return len(load_features(clip.path)) > 0
-    with os.scandir(clip.path) as files:
-        return any(_is_picture(file.name) for file in files)
-
-
-def _is_picture(name: str) -> bool:
+def is_frame(name: str) -> bool:
+    """Whether a file name is that of an image, and not hidden."""
     return name.lower().endswith(_PICTURES) and not name.startswith(".")
 
 

@@ -18,14 +18,14 @@ from meta_opt.data.sources.video_annotations import (
     video_qa,
     youcook2,
 )
-from meta_opt.data.sources.video_annotations.clips import (
-    NAMED,
-    Clips,
+from meta_opt.data.sources.video_annotations.clips import ClipFiles
+from meta_opt.data.sources.video_annotations.find_clips import (
     ffmpeg_command,
     find_clips,
 )
 from meta_opt.data.sources.video_annotations.sample import VideoTextSample
-from meta_opt.types import check_name, near_match
+from meta_opt.error_messages import first_few
+from meta_opt.types import check_distinct, check_name, near_match
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class VideoTextData:
     samples: tuple[VideoTextSample, ...]
     num_annotated: int
     missing: tuple[str, ...] = ()
-    clips: Clips | None = None
+    clips: ClipFiles | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -114,7 +114,7 @@ class VideoTextData:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Frames of a sample, uint8 [T, size, size, 3], and a mask, bool [T].
 
-        See `meta_opt.data.sources.video_annotations.clips.Clips.frames`.
+        See `meta_opt.data.sources.video_annotations.clips.ClipFiles.frames`.
 
         Raises:
             ValueError: if there is no media folder or it has features, or too many
@@ -127,7 +127,7 @@ class VideoTextData:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of a sample, float32 [T, D], and a mask, bool [T].
 
-        See `meta_opt.data.sources.video_annotations.clips.Clips.features`.
+        See `meta_opt.data.sources.video_annotations.clips.ClipFiles.features`.
 
         Raises:
             ValueError: if there is no media folder or it has no features, or a value
@@ -135,7 +135,7 @@ class VideoTextData:
         """
         return self._clips().features(sample, count)
 
-    def _clips(self) -> Clips:
+    def _clips(self) -> ClipFiles:
         if self.clips is None:
             raise ValueError("the annotations were read without `media`")
         return self.clips
@@ -152,7 +152,7 @@ def read_annotations(
     """Reads the official annotation files of a video-text data set.
 
     Samples without a clip in ``media`` are skipped, with a warning that counts and
-    names them. Clips are read on access.
+    names them. ClipFiles are read on access.
 
     Args:
         kind: a key of :data:`KINDS`.
@@ -170,7 +170,7 @@ def read_annotations(
         ValueError: if there is no such kind or split, a file does not have the official
             form (the message has file, line or entry, and the expected form), two
             samples have the same key, or ``media`` has no usable clips, see
-            `meta_opt.data.sources.video_annotations.clips.find_clips`.
+            `meta_opt.data.sources.video_annotations.find_clips.find_clips`.
         FileNotFoundError: if an annotation file is missing; the message names it.
 
     >>> import json, tempfile
@@ -222,8 +222,7 @@ def _parts(kind: str, split: str) -> list[str]:
                 f"{kind} has no split {part!r}{near_match(part, known)} "
                 f"(splits: {', '.join(known)})"
             )
-    if len(set(parts)) < len(parts):
-        raise ValueError(f"split={split!r} has a split twice")
+    check_distinct("split", parts)
     return parts
 
 
@@ -239,9 +238,7 @@ def _check_unique(path: str | os.PathLike, samples: Sequence[VideoTextSample]) -
 
 def _describe_missing(data: VideoTextData) -> str:
     lost = data.num_annotated - len(data)
-    named = ", ".join(data.missing[:NAMED])
-    more = ", ..." if len(data.missing) > NAMED else ""
     return (
         f"left out {lost} of {data.num_annotated} samples, since {len(data.missing)} "
-        f"clips are missing: {named}{more}"
+        f"clips are missing: {first_few(data.missing)}"
     )
