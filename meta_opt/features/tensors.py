@@ -60,14 +60,16 @@ class TensorInfo:
     def is_matrix(self) -> bool:
         """Whether the orthogonalised direction and weight decay apply.
 
-        A tensor with a side of one, such as a class token [1, D], is a vector. A matrix
-        whose longer side is at least 1,024, whose shorter side is at least 64, and
-        whose sides have a ratio above five, is a vocabulary table: too large to
-        orthogonalise, and with sparse gradients.
+        A tensor with a side of one, such as a class token [1, D], is a vector. A tensor
+        of rank two whose longer side is at least 1,024, whose shorter side is at least
+        64, and whose sides have a ratio above five, is a vocabulary table: too large to
+        orthogonalise, and with sparse gradients. Tensors of higher rank are no tables:
+        a convolution's [3, 3, 128, 128] has sides of the same ratio (1,152 x 128), and
+        dense gradients.
         """
         short, long = sorted((self.rows, self.columns))
-        table = long >= 1024 and short >= 64 and long > 5 * short
-        return self.has_sides and not table
+        elongated = long >= 1024 and short >= 64 and long > 5 * short
+        return self.has_sides and not (elongated and len(self.shape) == 2)
 
     @property
     def has_sides(self) -> bool:

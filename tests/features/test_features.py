@@ -88,6 +88,24 @@ def test_what_is_a_matrix_follows_from_its_shape(shape, is_matrix):
 
 
 @pytest.mark.parametrize(
+    "shape, is_matrix",
+    [
+        ((4096, 128), False),
+        ((64, 1024), False),
+        ((1024, 256), True),
+        ((1024, 32), True),
+        # Kernels of convolutions, in the layouts of JAX and PyTorch.
+        ((3, 3, 128, 128), True),
+        ((512, 512, 3, 3), True),
+        ((1, 1, 256, 2048), True),
+    ],
+)
+def test_only_a_tensor_of_rank_two_is_a_vocabulary_table(shape, is_matrix):
+    info = describe_one("k", shape)
+    assert info.has_sides and info.is_matrix == is_matrix
+
+
+@pytest.mark.parametrize(
     "path, group",
     [
         ("vision/dense/kernel", "vision"),
