@@ -97,6 +97,32 @@ def less_loss_low() -> ml_collections.ConfigDict:
     return config
 
 
+def gradient_decay() -> ml_collections.ConfigDict:
+    """The default with less weight on what slows a run whose losses fall by decades."""
+    config = shipped()
+    chosen = config.style_choice
+    chosen.weights = common.WEIGHTS
+    chosen.candidates = (
+        _SHIPPED,
+        *(
+            {
+                "name": f"ema/max {ema_max:g}, loss_low {loss_low:g}",
+                # Differences to the shipped 0.67 and 2.8.
+                "change": {
+                    "ema/max>step": ema_max - 0.67,
+                    "loss_low>step": loss_low - 2.8,
+                },
+            }
+            for ema_max, loss_low in (
+                *((0.33, 2.8), (0.0, 2.8), (0.67, 1.4), (0.67, 0.0)),
+                *((0.33, 1.4), (0.0, 1.4), (0.0, 0.0)),
+            )
+        ),
+    )
+    config.results = "results/style_choice/gradient_decay"
+    return config
+
+
 def style_validation() -> ml_collections.ConfigDict:
     """Six candidates on style validation, where each task is its own style."""
     config = shipped()
@@ -131,4 +157,6 @@ def smoke() -> ml_collections.ConfigDict:
     return config
 
 
-get_config = common.variants(shipped, less_loss_low, style_validation, smoke)
+get_config = common.variants(
+    shipped, less_loss_low, gradient_decay, style_validation, smoke
+)
