@@ -155,7 +155,7 @@ def test_settings_that_do_not_fit_are_named(changes, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["shipped", "less_loss_low", "style_validation", "smoke"]
+    "name", ["shipped", "less_loss_low", "gradient_decay", "style_validation", "smoke"]
 )
 def test_configs(name):
     settings = configs.get_config(name).to_dict()
