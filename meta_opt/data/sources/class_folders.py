@@ -4,6 +4,8 @@ import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from meta_opt.error_messages import first_few
+
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,7 @@ def is_folder_of_tar_files(folder: Path, endings: Collection[str]) -> bool:
     tars = tar_files(folder)
     if not tars:
         return False
-    named = ", ".join(p.name for p in tars[:3]) + ", ..." * (len(tars) > 3)
+    named = first_few((p.name for p in tars), 3)
 
     def is_media(file: Path) -> bool:
         return file.suffix.lower() in endings
